@@ -1,0 +1,1 @@
+"""Measures speed and quality; results lie beside the scripts."""

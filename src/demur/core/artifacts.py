@@ -1,0 +1,251 @@
+"""Detector artifacts: folders that are written whole or not at all, and never unpickled.
+
+demur.json               what it is, for which model, from which data
+model.safetensors        the fitted arrays
+thresholds.json          each threshold with its rate, interval and calibration set
+fingerprint.safetensors  states and scores of a few prompts on the engine that fitted it
+README.md                the model card
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.numpy import load as from_bytes
+from safetensors.numpy import save as to_bytes
+
+from demur.core.errors import ConfigError, DataError, ModelMismatchError
+from demur.core.readings import Array
+from demur.core.types import ModelId
+
+SCHEMA_VERSION = 1
+MANIFEST, WEIGHTS, THRESHOLDS = "demur.json", "model.safetensors", "thresholds.json"
+FINGERPRINT, CARD = "fingerprint.safetensors", "README.md"
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """A threshold for a stated false-positive rate."""
+
+    fpr: float
+    """The rate that was asked for, on traffic like the calibration set."""
+    threshold: float
+    realised_fpr: float
+    """On the calibration set itself."""
+    interval: tuple[float, float]
+    """95% interval of the realised rate (Clopper-Pearson, over groups)."""
+    num_groups: int
+    """Independent benign groups that it was calibrated on."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How scores become decisions and probabilities."""
+
+    thresholds: tuple[Threshold, ...]
+    slope: float
+    """probability = sigmoid(slope * score + intercept)."""
+    intercept: float
+    calibrated_on: str
+    """What the benign prompts were, in words."""
+    default_fpr: float = 0.01
+
+    def at(self, fpr: float) -> Threshold:
+        """Return the threshold of a calibrated rate.
+
+        Raises:
+            ConfigError: The rate was not calibrated.
+        """
+        for threshold in self.thresholds:
+            if abs(threshold.fpr - fpr) < 1e-12:
+                return threshold
+        rates = [threshold.fpr for threshold in self.thresholds]
+        raise ConfigError(
+            f"the detector has no threshold for a false-positive rate of {fpr}: calibrated rates "
+            f"are {rates}"
+        )
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A fitted, calibrated detector as it lies on disk."""
+
+    method: str
+    hyper_parameters: Mapping[str, Any]
+    model_id: ModelId
+    state: Mapping[str, Array]
+    calibration: Calibration
+    fingerprint: Mapping[str, Array]
+    """`token_ids` [token], `lengths` [prompt], `scores` [prompt], and `states.I` of read I."""
+    fingerprint_tolerance: float
+    """Largest |score - stored score| that still counts as the same model."""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    """Library versions, hashes of the training sets, the command."""
+    card: str = ""
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the fitted arrays and hyper-parameters: the detector's version."""
+        digest = hashlib.sha256(json.dumps(self.hyper_parameters, sort_keys=True).encode())
+        for name in sorted(self.state):
+            digest.update(name.encode() + self.state[name].tobytes())
+        return digest.hexdigest()
+
+
+def write_whole(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write a folder whole or not at all: into a neighbour first, then renamed.
+
+    Raises:
+        ConfigError: The folder exists and holds something that is not an artifact.
+        OSError: The disk is full, say; nothing is left behind.
+    """
+    if folder.exists() and not (folder / MANIFEST).exists() and any(folder.iterdir()):
+        raise ConfigError(f"{folder} exists and is no artifact: name a new or empty folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
+    try:
+        partial.mkdir()
+        for name, content in files.items():
+            write_synced(partial / name, content)
+        if folder.exists():
+            folder.rename(old)
+        try:
+            partial.rename(folder)
+        except OSError:
+            if old.exists():
+                old.rename(folder)
+            raise
+    finally:
+        for leftover in (partial, old):
+            with suppress(FileNotFoundError):
+                shutil.rmtree(leftover)
+
+
+def write_synced(path: Path, content: bytes) -> None:
+    """Write a file and wait until it is on the disk."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def save(artifact: Artifact, folder: Path) -> None:
+    """Write an artifact's folder, replacing an earlier artifact there.
+
+    Raises:
+        ConfigError: The folder holds something else.
+    """
+    tensors = {
+        name: to_bytes({key: array.copy(order="C") for key, array in arrays.items()})
+        for name, arrays in ((WEIGHTS, artifact.state), (FINGERPRINT, artifact.fingerprint))
+    }
+    manifest = {
+        "schema_version": SCHEMA_VERSION,
+        "kind": "detector",
+        "method": artifact.method,
+        "hyper_parameters": artifact.hyper_parameters,
+        "model_id": artifact.model_id.as_dict(),
+        "fingerprint_tolerance": artifact.fingerprint_tolerance,
+        "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in tensors.items()},
+        "provenance": artifact.provenance,
+    }
+    write_whole(
+        folder,
+        {
+            **tensors,
+            THRESHOLDS: _as_json(asdict(artifact.calibration)),
+            CARD: artifact.card.encode(),
+            MANIFEST: _as_json(manifest),
+        },
+    )
+
+
+def _as_json(value: object) -> bytes:
+    return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
+
+
+def read(folder: Path) -> Artifact:
+    """Read an artifact's folder.
+
+    Raises:
+        ConfigError: There is no artifact in the folder.
+        DataError: A file is missing, truncated or altered.
+    """
+    if not (folder / MANIFEST).is_file():
+        raise ConfigError(f"{folder} holds no detector: expected a folder with {MANIFEST}")
+    manifest = _read_json(folder / MANIFEST)
+    version = manifest.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise DataError(
+            f"{folder} has schema version {version!r}: this demur reads {SCHEMA_VERSION}; "
+            "fit the detector again or install the matching demur"
+        )
+    try:
+        return Artifact(
+            method=manifest["method"],
+            hyper_parameters=manifest["hyper_parameters"],
+            model_id=ModelId(**manifest["model_id"]),
+            state=_read_tensors(folder / WEIGHTS, manifest["sha256"][WEIGHTS]),
+            calibration=_calibration(_read_json(folder / THRESHOLDS)),
+            fingerprint=_read_tensors(folder / FINGERPRINT, manifest["sha256"][FINGERPRINT]),
+            fingerprint_tolerance=float(manifest["fingerprint_tolerance"]),
+            provenance=manifest["provenance"],
+            card=(folder / CARD).read_text(encoding="utf-8"),
+        )
+    except (KeyError, TypeError, FileNotFoundError) as error:
+        raise DataError(f"{folder} is incomplete ({error}): fit the detector again") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, FileNotFoundError) as error:
+        raise DataError(f"{path} cannot be read ({error}): the artifact is damaged") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path} holds {type(content).__name__}: expected an object")
+    return content
+
+
+def _read_tensors(path: Path, expected: str) -> dict[str, Array]:
+    content = path.read_bytes()
+    found = hashlib.sha256(content).hexdigest()
+    if found != expected:
+        raise DataError(
+            f"{path} has sha256 {found[:12]}, expected {expected[:12]}: the artifact is truncated "
+            "or was changed; fit the detector again or copy it anew"
+        )
+    try:
+        return dict(from_bytes(content))
+    except SafetensorError as error:
+        raise DataError(f"{path} is no safetensors file ({error})") from error
+
+
+def _calibration(fields: dict[str, Any]) -> Calibration:
+    thresholds = tuple(
+        Threshold(**{**t, "interval": tuple(t["interval"])}) for t in fields.pop("thresholds")
+    )
+    return Calibration(thresholds=thresholds, **fields)
+
+
+def check_model(artifact: Artifact, model_id: ModelId, *, name: str) -> None:
+    """Refuse a model that the artifact was not made for.
+
+    Weights, dtype and quantisation are not compared here: the fingerprint judges them.
+
+    Raises:
+        ModelMismatchError: Architecture, tokenizer or chat template differ.
+    """
+    differences = artifact.model_id.differences(model_id)
+    if differences:
+        raise ModelMismatchError(
+            f"detector {name!r} was fitted on {artifact.model_id.name}, got {model_id.name} "
+            f"(another {', '.join(differences)}): fit it again or load the matching artifact"
+        )

@@ -1,0 +1,242 @@
+"""The kinds: what an engine, a detector and a responder must be.
+
+Only engines touch models. Detectors and responders are pure: readings in, numbers or an
+intervention out. Only the guard decides.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import ClassVar, Literal, Protocol, Self
+
+import numpy as np
+
+from demur.core.errors import DataError
+from demur.core.interventions import Intervention
+from demur.core.readings import Array, Readings
+from demur.core.readout import LinearReadout
+from demur.core.reads import Read, read_from_dict
+from demur.core.results import Verdict
+from demur.core.types import Chat, ModelId, Prompt, Sampling
+
+Decide = Callable[[Readings], Intervention | None]
+
+
+def never_intervene(readings: Readings) -> None:
+    """Decide for an unguarded request: no intervention."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt on its way through an engine."""
+
+    id: str
+    prompt: Prompt
+    sampling: Sampling = field(default_factory=Sampling)
+    reads: tuple[Read, ...] = ()
+    """What of the prefill goes to `decide`."""
+    decide: Decide = never_intervene
+    """Called once, between prefill and first token; None leaves the model untouched."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A request's prompt was read and decided on."""
+
+    id: str
+    prefill_s: float
+    guard_s: float
+
+
+@dataclass(frozen=True)
+class Switched:
+    """A request goes on under an intervention."""
+
+    id: str
+    intervention: Intervention
+
+
+@dataclass(frozen=True)
+class TokenOut:
+    """A request's next token."""
+
+    id: str
+    position: int
+    """Absolute position in the sequence that the model reads, prompt included."""
+    token_id: int
+    text: str
+    """What the token adds to the reply's text; empty while a character is incomplete."""
+    logprob: float
+
+
+@dataclass(frozen=True)
+class Done:
+    """A request's reply is complete."""
+
+    id: str
+    reason: Literal["stop", "length", "replaced", "scored", "error"]
+    error: str | None = None
+    """Set with the reason `error`: what went wrong with this request; the others go on."""
+
+
+Event = Scored | Switched | TokenOut | Done
+
+
+class Engine(Protocol):
+    """Runs a chat model."""
+
+    @property
+    def model_id(self) -> ModelId:
+        """What detectors are matched against."""
+
+    @property
+    def capabilities(self) -> frozenset[type]:
+        """The reads and interventions that this engine can do."""
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest sequence that the model takes, prompt and reply together."""
+
+    def render(self, chat: Chat) -> Prompt:
+        """Return the chat as the model will read it.
+
+        Raises:
+            ConfigError: The model has no chat template.
+            DataError: The chat is empty, ends in an assistant turn, or is longer than the context.
+        """
+
+    def run(self, requests: Iterable[Request]) -> Iterator[Event]:
+        """Carry out requests; they are taken lazily, and rows join and leave a running batch.
+
+        Yields:
+            For each request `Scored`, then `Switched` if it was, its tokens, and `Done` last. The
+            events of different requests mix; those of one are in order.
+        """
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What is known of the prompts that a detector is fitted on; all arrays are [prompt]."""
+
+    unsafe: Array
+    """True for unsafe."""
+    group: Array
+    """Texts of a group never straddle folds."""
+    source: Array
+    """The data set that a prompt came from."""
+    category: Array | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what no detector can be fitted on."""
+        for name in ("group", "source"):
+            if len(getattr(self, name)) != len(self.unsafe):
+                raise DataError(
+                    f"{name} has {len(getattr(self, name))} rows, unsafe has {len(self)}"
+                )
+        if len(np.unique(self.unsafe.astype(bool))) < 2:
+            raise DataError(
+                "a detector needs safe and unsafe prompts to learn from: only one label was given"
+            )
+
+    def __len__(self) -> int:
+        """Return the number of prompts."""
+        return len(self.unsafe)
+
+
+@dataclass
+class Detector(ABC):
+    """A method that scores prompts: a dataclass whose fields are hyper-parameters.
+
+    What is fitted ends in an underscore and is named in `fitted`. `fit` forgets any earlier fit.
+    """
+
+    fitted: ClassVar[tuple[str, ...]] = ()
+    """Names of the fitted arrays, which are what an artifact stores."""
+
+    reads: tuple[Read, ...]
+    """What the detector wants to see of a prompt."""
+
+    @abstractmethod
+    def fit(self, readings: Readings, targets: Targets, *, seed: int) -> Self:
+        """Fit to labelled prompts and return self; the same seed gives the same scores.
+
+        Raises:
+            DataError: The readings and targets do not fit together, or hold a NaN.
+        """
+
+    @abstractmethod
+    def decision_function(self, readings: Readings) -> Array:
+        """Return the scores [prompt], float64; higher is less safe.
+
+        Raises:
+            NotFittedError: `fit` or `load_state` did not come first.
+            DataError: A state is not finite.
+        """
+
+    @abstractmethod
+    def state(self) -> dict[str, Array]:
+        """Return the fitted arrays by name (without the underscore).
+
+        Raises:
+            NotFittedError: There are none yet.
+        """
+
+    @abstractmethod
+    def load_state(self, state: Mapping[str, Array]) -> Self:
+        """Take over fitted arrays and return self.
+
+        Raises:
+            DataError: An array is missing or has the wrong shape.
+        """
+
+    def hyper_parameters(self) -> dict[str, object]:
+        """Return the fields as plain values, for JSON; `from_hyper_parameters` takes them back."""
+        fields = asdict(self)
+        fields["reads"] = [read.as_dict() for read in self.reads]
+        return fields
+
+    @classmethod
+    def from_hyper_parameters(cls, fields: Mapping[str, object]) -> Self:
+        """Return an unfitted detector.
+
+        Raises:
+            DataError: A field is unknown or missing.
+        """
+        plain = dict(fields)
+        raw_reads = plain.pop("reads", None)
+        if not isinstance(raw_reads, list):
+            raise DataError(f"reads is {raw_reads!r}: expected a list")
+        try:
+            return cls(tuple(read_from_dict(read) for read in raw_reads), **plain)
+        except TypeError as error:
+            raise DataError(f"{cls.__name__} does not take these fields: {error}") from error
+
+
+class LinearDetector(Detector):
+    """A detector whose score is linear in the states, and so runs in any engine and without torch.
+
+    Its fitted state is the read-out itself.
+    """
+
+    @abstractmethod
+    def readout(self) -> LinearReadout:
+        """Return the compiled form.
+
+        Raises:
+            NotFittedError: The detector was not fitted.
+        """
+
+    def decision_function(self, readings: Readings) -> Array:
+        """Return the scores [prompt] of the read-out."""
+        return self.readout().score(readings)
+
+
+class Responder(Protocol):
+    """Says what is to be done with a flagged chat; pure."""
+
+    @property
+    def needs(self) -> frozenset[type]:
+        """The interventions that an engine must be able to do."""
+
+    def respond(self, chat: Chat, verdicts: Sequence[Verdict]) -> Intervention:
+        """Return the intervention for a flagged chat."""

@@ -1,0 +1,66 @@
+"""What a guard returns: verdicts, tokens, replies and how long they took."""
+
+from dataclasses import asdict, dataclass
+
+PASS = "pass"
+ERROR = "error"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One detector's judgement of one prompt."""
+
+    detector: str
+    score: float | None
+    """Raw; higher is less safe. None if the prompt could not be scored."""
+    probability: float | None
+    """Calibrated, 0 to 1."""
+    threshold: float
+    flagged: bool
+    """The score is at or over the threshold, or the prompt could not be scored."""
+    has_forged_markers: bool = False
+    """The text of a turn holds the template's own marker tokens."""
+    error: str | None = None
+
+    def as_dict(self) -> dict[str, object]:
+        """Return the fields, for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds on one request."""
+
+    prefill_s: float
+    """The model's reading of the prompt, capture included."""
+    guard_s: float
+    """The guard's own work between prefill and first token: pooling, scoring and deciding."""
+    first_token_s: float
+    """From the start of the request to its first token."""
+    total_s: float
+
+
+@dataclass(frozen=True)
+class Token:
+    """One token of a streamed reply."""
+
+    token_id: int
+    text: str
+    """What this token adds to the reply; empty while a character is incomplete."""
+    route: str
+    logprob: float
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A whole reply."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    route: str
+    """`pass`, a responder's name, or `error`."""
+    verdicts: tuple[Verdict, ...]
+    finish_reason: str
+    """`stop`, `length`, `replaced` (a responder's fixed text) or `error`."""
+    timings: Timings
+    error: str | None = None
