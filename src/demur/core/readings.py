@@ -50,6 +50,23 @@ class Readings:
             raise DataError("a captured state is not finite: check the model's dtype and weights")
         return states
 
+    def ragged(self, spec: CaptureSpec) -> tuple[Array, ...]:
+        """Return the states of an unpooled read: one array [layer, position, d_model] a prompt.
+
+        Raises:
+            CapabilityError: The read was not captured.
+            DataError: A state is not finite.
+        """
+        states = self.values.get(spec)
+        if not isinstance(states, tuple):
+            raise CapabilityError(
+                f"these readings do not hold {spec} by position: they hold {list(self.values)}"
+            )
+        arrays = [state for state in states if isinstance(state, np.ndarray)]
+        if not all(np.isfinite(array).all() for array in arrays):
+            raise DataError("a captured state is not finite: check the model's dtype and weights")
+        return tuple(arrays)
+
     def texts(self, read: Read) -> tuple[str, ...]:
         """Return the texts of a `Texts` read.
 
@@ -67,7 +84,7 @@ class Readings:
         taken: dict[Read, Values] = {
             read: values[indices]
             if isinstance(values, np.ndarray)
-            else tuple(values[i] for i in indices)  # type: ignore[assignment]
+            else tuple(values[i] for i in indices)
             for read, values in self.values.items()
         }
         return type(self)(taken)
@@ -85,7 +102,7 @@ class Readings:
         for read in parts[0].values:
             pieces = [part.values[read] for part in parts]
             joined[read] = (
-                np.concatenate(pieces)  # type: ignore[arg-type]
+                np.concatenate(pieces)
                 if isinstance(pieces[0], np.ndarray)
                 else tuple(value for piece in pieces for value in piece)  # type: ignore[assignment]
             )

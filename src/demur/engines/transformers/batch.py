@@ -1,0 +1,101 @@
+"""The running batch: rows of different length that decode in one forward pass.
+
+Each row's keys and values lie right-aligned in a shared cache, with padding on the left that the
+attention mask hides. A row that runs alone has no padding, and computes exactly what a plain
+generation loop would.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers import DynamicCache
+
+from demur.core.protocols import Request
+from demur.engines.transformers.sampling import row_generator
+from demur.engines.transformers.text import TextStream
+
+
+@dataclass
+class Row:
+    """A request that is being answered."""
+
+    request: Request
+    text: TextStream
+    length: int
+    """Tokens that the model has read so far."""
+    next_token: int = -1
+    """Drawn, but not read yet."""
+    num_drawn: int = 0
+    generator: torch.Generator = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Give the row its own generator."""
+        self.generator = row_generator(self.request.sampling, self.request.id)
+
+
+class Batch:
+    """Rows and their shared cache, right-aligned."""
+
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+        self._cache: DynamicCache | None = None
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.rows)
+
+    @property
+    def cache(self) -> DynamicCache:
+        """The keys and values of all rows."""
+        assert self._cache is not None, "a batch without rows has no cache"
+        return self._cache
+
+    def join(self, row: Row, cache: DynamicCache) -> None:
+        """Add a row with the cache of its prefill; the row's own tensors are not changed."""
+        if self._cache is None:
+            self._cache = cache
+        else:
+            width = max(self.cache.get_seq_length(), cache.get_seq_length())
+            for ours, theirs in zip(self.cache.layers, cache.layers, strict=True):
+                ours.keys = torch.cat([_widened(ours.keys, width), _widened(theirs.keys, width)])
+                ours.values = torch.cat(
+                    [_widened(ours.values, width), _widened(theirs.values, width)]
+                )
+        self.rows.append(row)
+
+    def keep(self, indices: Sequence[int]) -> None:
+        """Let all other rows leave, and drop the padding that nobody needs any more."""
+        if len(indices) == len(self.rows):
+            return
+        self.rows = [self.rows[index] for index in indices]
+        if not self.rows:
+            self._cache = None
+            return
+        width = max(row.length for row in self.rows)
+        for layer in self.cache.layers:
+            picked = torch.tensor(indices, device=layer.keys.device)
+            layer.keys = layer.keys[picked, :, -width:]
+            layer.values = layer.values[picked, :, -width:]
+
+    def inputs(self, device: torch.device) -> dict[str, Tensor | DynamicCache | None]:
+        """Return the model's inputs for the next step: one new token a row."""
+        width = self.cache.get_seq_length() + 1
+        tokens = torch.tensor([[row.next_token] for row in self.rows], device=device)
+        positions = torch.tensor([[row.length] for row in self.rows], device=device)
+        lengths = positions + 1
+        columns = torch.arange(width, device=device)
+        mask = (columns >= width - lengths).long() if int(lengths.min()) < width else None
+        return {
+            "input_ids": tokens,  # [row, 1]
+            "attention_mask": mask,  # [row, width]
+            "position_ids": positions,
+            "past_key_values": self.cache,
+        }
+
+
+def _widened(tensor: Tensor, width: int) -> Tensor:
+    """Pad keys or values [row, head, column, d_head] on the left to a width."""
+    return pad(tensor, (0, 0, width - tensor.shape[2], 0))

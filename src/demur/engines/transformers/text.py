@@ -1,0 +1,73 @@
+"""Turns a row's tokens into text as they come: whole characters only, and nothing after a stop."""
+
+from collections.abc import Sequence
+from typing import Any
+
+_INCOMPLETE = "\ufffd"
+
+
+class TextStream:
+    """The text of one reply.
+
+    Args:
+        tokenizer: Decodes; special tokens are left out.
+        stop: Texts at which the reply ends.
+    """
+
+    def __init__(self, tokenizer: Any, stop: Sequence[str] = ()) -> None:
+        self._tokenizer = tokenizer
+        self._stop = tuple(stop)
+        self._held_back = max((len(text) for text in self._stop), default=1) - 1
+        self._ids: list[int] = []
+        self._settled = 0  # tokens whose text is final
+        self._settled_text = ""
+        self._emitted = 0  # characters already handed out
+        self.is_stopped = False
+        """True once a stop text has appeared."""
+
+    def push(self, token_id: int, *, is_last: bool = False) -> str:
+        """Add a token and return what may be shown of the text since the last call.
+
+        Args:
+            token_id: The next token.
+            is_last: Nothing follows, so nothing is held back.
+        """
+        self._ids.append(token_id)
+        pending = self._pending()
+        text = self._settled_text + pending
+        found = [at for at in (text.find(s, self._search_from()) for s in self._stop) if at >= 0]
+        if found:
+            self.is_stopped = True
+            return self._emit(text, min(found))
+        if is_last:
+            return self._emit(text, len(text))
+        return self._emit(text, len(text.rstrip(_INCOMPLETE)) - self._held_back)
+
+    def _search_from(self) -> int:
+        return max(0, self._emitted - self._held_back)
+
+    def _emit(self, text: str, end: int) -> str:
+        shown = text[self._emitted : max(end, self._emitted)]
+        self._emitted += len(shown)
+        return shown
+
+    def _pending(self) -> str:
+        """Return the text of the tokens that are not settled yet, and settle what can be.
+
+        A few tokens of context are decoded along, since some tokenizers drop a leading space.
+        """
+        context = self._ids[max(0, self._settled - 4) : self._settled]
+        before = self._decode(context)
+        pending = self._decode(context + self._ids[self._settled :])[len(before) :]
+        if pending and not pending.endswith(_INCOMPLETE):
+            self._settled = len(self._ids)
+            self._settled_text += pending
+            return ""
+        return pending
+
+    def _decode(self, ids: list[int]) -> str:
+        return str(
+            self._tokenizer.decode(
+                ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
+        )

