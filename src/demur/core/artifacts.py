@@ -21,7 +21,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as from_bytes
 from safetensors.numpy import save as to_bytes
 
+from demur.core import registry
 from demur.core.errors import ConfigError, DataError, ModelMismatchError
+from demur.core.protocols import Detector
 from demur.core.readings import Array
 from demur.core.types import ModelId
 
@@ -233,6 +235,17 @@ def _calibration(fields: dict[str, Any]) -> Calibration:
         Threshold(**{**t, "interval": tuple(t["interval"])}) for t in fields.pop("thresholds")
     )
     return Calibration(thresholds=thresholds, **fields)
+
+
+def restore(artifact: Artifact) -> Detector:
+    """Return the fitted detector that an artifact holds.
+
+    Raises:
+        ConfigError: There is no such method.
+        DataError: The hyper-parameters or arrays are not the method's.
+    """
+    method: type[Detector] = registry.load("detectors", artifact.method)
+    return method.from_hyper_parameters(artifact.hyper_parameters).load_state(artifact.state)
 
 
 def check_model(artifact: Artifact, model_id: ModelId, *, name: str) -> None:

@@ -19,6 +19,8 @@ class Example:
     """Links texts that no split may part; None is a group of its own."""
     source: str | None = None
     category: str | None = None
+    kind: str | None = None
+    """The sort of prompt, as its set names it: `look_alike`, `jailbreak` and so on."""
     split: str | None = None
     language: str | None = None
     response: str | None = None
@@ -26,5 +28,5 @@ class Example:
 
     @property
     def group_key(self) -> str:
-        """The group, or the id where there is none."""
-        return self.group if self.group is not None else f"id:{self.id}"
+        """The group, or the prompt's own place where there is none."""
+        return self.group if self.group is not None else f"{self.source or ''}:{self.id}"

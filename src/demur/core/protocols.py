@@ -7,15 +7,15 @@ intervention out. Only the guard decides.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import ClassVar, Literal, Protocol, Self
+from typing import Literal, Protocol, Self
 
 import numpy as np
 
-from demur.core.errors import DataError
+from demur.core.errors import DataError, NotFittedError
 from demur.core.interventions import Intervention
 from demur.core.readings import Array, Readings
 from demur.core.readout import LinearReadout
-from demur.core.reads import Read, read_from_dict
+from demur.core.reads import CaptureSpec, Read, read_from_dict
 from demur.core.results import Verdict
 from demur.core.types import Chat, ModelId, Prompt, Sampling
 
@@ -147,14 +147,23 @@ class Targets:
 class Detector(ABC):
     """A method that scores prompts: a dataclass whose fields are hyper-parameters.
 
-    What is fitted ends in an underscore and is named in `fitted`. `fit` forgets any earlier fit.
+    What is fitted ends in an underscore. `fit` forgets any earlier fit.
     """
-
-    fitted: ClassVar[tuple[str, ...]] = ()
-    """Names of the fitted arrays, which are what an artifact stores."""
 
     reads: tuple[Read, ...]
     """What the detector wants to see of a prompt."""
+
+    @classmethod
+    @abstractmethod
+    def default_reads(
+        cls, num_blocks: int, *, layers: tuple[int, ...] | None = None
+    ) -> tuple[Read, ...]:
+        """Return what the method reads of a model when nobody chose.
+
+        Args:
+            num_blocks: Of the model.
+            layers: The decoder blocks to read; None leaves them to the method.
+        """
 
     @abstractmethod
     def fit(self, readings: Readings, targets: Targets, *, seed: int) -> Self:
@@ -215,20 +224,46 @@ class Detector(ABC):
 class LinearDetector(Detector):
     """A detector whose score is linear in the states, and so runs in any engine and without torch.
 
-    Its fitted state is the read-out itself.
+    Its fitted state is the read-out itself: `fit` sets `readout_`.
     """
 
-    @abstractmethod
+    def __post_init__(self) -> None:
+        """Begin without a fit."""
+        self.readout_: LinearReadout | None = None
+
     def readout(self) -> LinearReadout:
         """Return the compiled form.
 
         Raises:
             NotFittedError: The detector was not fitted.
         """
+        if self.readout_ is None:
+            raise NotFittedError(f"{type(self).__name__} is not fitted: call fit or load_state")
+        return self.readout_
 
     def decision_function(self, readings: Readings) -> Array:
         """Return the scores [prompt] of the read-out."""
         return self.readout().score(readings)
+
+    def state(self) -> dict[str, Array]:
+        """Return `weights.I` [layer, d_model] of read I, float32, and `bias` [1], float64."""
+        readout = self.readout()
+        weights = {f"weights.{i}": array for i, array in enumerate(readout.weights.values())}
+        return {**weights, "bias": np.array([readout.bias])}
+
+    def load_state(self, state: Mapping[str, Array]) -> Self:
+        """Take over a read-out and return self.
+
+        Raises:
+            DataError: An array is missing or has the wrong shape.
+        """
+        specs = [read for read in self.reads if isinstance(read, CaptureSpec)]
+        names = [f"weights.{number}" for number in range(len(specs))]
+        if set(state) != {*names, "bias"}:
+            raise DataError(f"the state holds {sorted(state)}: expected {[*names, 'bias']}")
+        weights = {spec: state[name] for spec, name in zip(specs, names, strict=True)}
+        self.readout_ = LinearReadout(weights, float(state["bias"].reshape(-1)[0]))
+        return self
 
 
 class Responder(Protocol):

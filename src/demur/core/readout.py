@@ -4,14 +4,15 @@ A score is `bias + sum over reads and layers of weights . state`: what standardi
 layers and several read-outs all fold into. vLLM, `demur.portable` and the fingerprint share it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from demur.core.errors import DataError
 from demur.core.readings import Array, Readings
-from demur.core.reads import CaptureSpec
+from demur.core.reads import CaptureSpec, Read
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,11 @@ class LinearReadout:
                     f"weights have shape {weights.shape}: expected [{len(spec.layers)}, d_model]"
                 )
 
+    @cached_property
+    def _directions(self) -> dict[CaptureSpec, Array]:
+        """The weights of each read [layer * d_model], float64: converted once, not per request."""
+        return {spec: w.reshape(-1).astype(np.float64) for spec, w in self.weights.items()}
+
     def score(self, readings: Readings) -> Array:
         """Return the scores [prompt], float64; higher is less safe.
 
@@ -50,6 +56,51 @@ class LinearReadout:
             # One dot product a prompt, always of the same length: a matrix product would round a
             # prompt's score differently with the number of its neighbours.
             flat = states.reshape(len(states), -1).astype(np.float64)
-            direction = weights.reshape(-1).astype(np.float64)
-            total += np.einsum("pd,d->p", flat, direction, optimize=False)
+            total += np.einsum("pd,d->p", flat, self._directions[spec], optimize=False)
         return total
+
+
+def joined(readings: Readings, reads: Sequence[Read], *, num_prompts: int) -> Array:
+    """Return the states of several pooled reads as one vector a prompt: [prompt, feature].
+
+    Args:
+        readings: That hold the reads.
+        reads: Pooled captures.
+        num_prompts: How many the readings must hold.
+
+    Raises:
+        CapabilityError: A read was not captured.
+        DataError: A read is not a pooled capture, a state is not finite, or the prompts are others.
+    """
+    if len(readings) != num_prompts:
+        raise DataError(f"the readings hold {len(readings)} prompts, the targets {num_prompts}")
+    states = [readings.pooled(spec) for spec in _pooled_specs(reads)]
+    return np.concatenate([array.reshape(num_prompts, -1) for array in states], axis=1)
+
+
+def unjoined(
+    weights: Array, bias: float, readings: Readings, reads: Sequence[Read]
+) -> LinearReadout:
+    """Return the read-out whose weights are those of joined states.
+
+    Args:
+        weights: [feature], in the order of `joined`.
+        bias: Of the score.
+        readings: What was joined; only its shapes count.
+        reads: Pooled captures.
+    """
+    parts: dict[CaptureSpec, Array] = {}
+    start = 0
+    for spec in _pooled_specs(reads):
+        shape = readings.pooled(spec).shape[1:]
+        stop = start + shape[0] * shape[1]
+        parts[spec] = weights[start:stop].reshape(shape).astype(np.float32)
+        start = stop
+    return LinearReadout(parts, bias)
+
+
+def _pooled_specs(reads: Sequence[Read]) -> list[CaptureSpec]:
+    specs = [read for read in reads if isinstance(read, CaptureSpec) and read.is_pooled]
+    if len(specs) < len(reads) or not specs:
+        raise DataError(f"a linear detector needs pooled captures, got {list(reads)}")
+    return specs

@@ -78,6 +78,23 @@ class Texts:
 Read = CaptureSpec | Texts
 
 
+def spread_layers(num_blocks: int, *, start: float, count: int) -> tuple[int, ...]:
+    """Return layers spread evenly over the later part of a model, its last block included.
+
+    Args:
+        num_blocks: Of the model.
+        start: Share of the depth at which to begin, 0 to 1.
+        count: How many, or all there are.
+
+    >>> spread_layers(30, start=1 / 3, count=8)
+    (10, 13, 15, 18, 21, 24, 26, 29)
+    """
+    first, last = round(start * num_blocks), num_blocks - 1
+    steps = max(1, count - 1)
+    layers = {round(first + (last - first) * step / steps) for step in range(steps + 1)}
+    return tuple(sorted(min(layer, last) for layer in layers))
+
+
 def read_from_dict(fields: dict[str, object]) -> Read:
     """Return the read that `as_dict` wrote.
 

@@ -4,6 +4,8 @@ from dataclasses import asdict, dataclass
 
 PASS = "pass"
 ERROR = "error"
+PASS_UNSCORED = "pass_unscored"
+"""Answered although a detector failed, since the operator said `on_error="pass_unscored"`."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +60,10 @@ class Reply:
     text: str
     token_ids: tuple[int, ...]
     route: str
-    """`pass`, a responder's name, or `error`."""
+    """`pass`, a responder's name, `error` or `pass_unscored`."""
     verdicts: tuple[Verdict, ...]
     finish_reason: str
-    """`stop`, `length`, `replaced` (a responder's fixed text) or `error`."""
+    """`stop`, `length`, `replaced` (a responder's fixed text), `scored` (no token was asked for)
+    or `error`."""
     timings: Timings
     error: str | None = None

@@ -1,5 +1,6 @@
 """Captures the readings of many prompts into shards on disk, in length-sorted batches."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,12 +8,12 @@ from pathlib import Path
 from demur.core.errors import DataError
 from demur.core.readings import Readings
 from demur.core.reads import Read
-from demur.core.types import Chat, ModelId, Prompt
+from demur.core.types import Chat, Prompt
 from demur.modeling.capture import capture
 from demur.modeling.chat import ChatRenderer
 from demur.modeling.gguf import cache_folder
 from demur.modeling.load import LoadedModel
-from demur.workflows.readings_store import open_folder
+from demur.workflows.readings_store import ReadingsFolder, open_folder
 
 TOKENS_A_BATCH = 1024
 """A batch's tokens, padding included: more does not pay on a CPU."""
@@ -26,6 +27,13 @@ class Progress:
     num_prompts: int
     tokens_done: int
     num_tokens: int
+    prompts_a_second: float
+    tokens_a_second: float
+
+    @property
+    def rates(self) -> str:
+        """The speed so far, in words."""
+        return f"{self.prompts_a_second:.1f} prompts/s, {self.tokens_a_second:.0f} tokens/s"
 
 
 Report = Callable[[Progress], None]
@@ -38,35 +46,22 @@ def ignore_progress(progress: Progress) -> None:
 class Capturer:
     """Reads prompts with one model, from disk where they were read before.
 
-    The model is loaded only when a shard is missing.
-
     Args:
-        load: Loads the model.
-        renderer: Renders chats with the model's template.
-        model_id: Of the model that `load` gives.
-        max_tokens: The model's context.
+        loaded: The model.
         root: Where readings are kept; None is the user's cache.
     """
 
-    def __init__(
-        self,
-        load: Callable[[], LoadedModel],
-        *,
-        renderer: ChatRenderer,
-        model_id: ModelId,
-        max_tokens: int,
-        root: Path | None = None,
-    ) -> None:
-        self._load = load
-        self._renderer = renderer
-        self._model_id = model_id
-        self._max_tokens = max_tokens
+    def __init__(self, loaded: LoadedModel, *, root: Path | None = None) -> None:
+        self._loaded = loaded
+        self._renderer = ChatRenderer(loaded.tokenizer, name=loaded.model_id.name)
+        config = loaded.model.config.get_text_config(decoder=True)
+        self._max_tokens = int(config.max_position_embeddings)
         self._root = root or cache_folder() / "readings"
 
-    def readings(
+    def capture(
         self, chats: Sequence[Chat], reads: Sequence[Read], *, report: Report = ignore_progress
-    ) -> Readings:
-        """Return the readings of chats, in order; interrupted, it goes on at the next call.
+    ) -> ReadingsFolder:
+        """Capture chats into a folder; interrupted, it goes on at the next call.
 
         Args:
             chats: What to read.
@@ -77,19 +72,32 @@ class Capturer:
             DataError: A chat cannot be rendered or is longer than the context.
         """
         prompts = [self._render(number, chat) for number, chat in enumerate(chats)]
-        folder = open_folder(self._root, self._model_id, reads, prompts)
+        folder = open_folder(self._root, self._loaded.model_id, reads, prompts)
+        for progress in self._fill(folder, prompts):
+            report(progress)
+        return folder
+
+    def _fill(self, folder: ReadingsFolder, prompts: Sequence[Prompt]) -> Iterator[Progress]:
         missing = folder.missing()
         todo = {row for shard in missing for row in folder.plan.rows[shard]}
         num_tokens = sum(len(prompt) for prompt in prompts)
-        tokens_done = sum(len(p) for row, p in enumerate(prompts) if row not in todo)
-        prompts_done = len(prompts) - len(todo)
+        tokens_before = sum(len(p) for row, p in enumerate(prompts) if row not in todo)
+        prompts_done, tokens_done = len(prompts) - len(todo), tokens_before
+        started = time.perf_counter()
         for shard in missing:
-            rows = [prompts[row] for row in folder.plan.rows[shard]]
-            folder.write(shard, _in_batches(self._load(), rows, reads))
-            prompts_done += len(rows)
-            tokens_done += sum(len(prompt) for prompt in rows)
-            report(Progress(prompts_done, len(prompts), tokens_done, num_tokens))
-        return folder.load()
+            batch = [prompts[row] for row in folder.plan.rows[shard]]
+            folder.write(shard, _in_batches(self._loaded, batch, folder.reads))
+            prompts_done += len(batch)
+            tokens_done += sum(len(prompt) for prompt in batch)
+            seconds = time.perf_counter() - started
+            yield Progress(
+                prompts_done,
+                len(prompts),
+                tokens_done,
+                num_tokens,
+                (prompts_done - len(prompts) + len(todo)) / seconds,
+                (tokens_done - tokens_before) / seconds,
+            )
 
     def _render(self, number: int, chat: Chat) -> Prompt:
         prompt = self._renderer.render(chat)

@@ -65,6 +65,19 @@ class ReadingsFolder:
         finally:
             partial.unlink(missing_ok=True)
 
+    def write_rows(self, ids: Sequence[str]) -> None:
+        """Write `rows.jsonl`: for each prompt, in order, its id, shard and row in the shard."""
+        places = {
+            row: (shard, place)
+            for shard, rows in enumerate(self.plan.rows)
+            for place, row in enumerate(rows)
+        }
+        lines = [
+            json.dumps({"id": name, "shard": places[row][0], "row": places[row][1]})
+            for row, name in enumerate(ids)
+        ]
+        write_synced(self.path / "rows.jsonl", "".join(f"{line}\n" for line in lines).encode())
+
     def load(self) -> Readings:
         """Return all readings, in the order of the prompts.
 

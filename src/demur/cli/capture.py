@@ -1,0 +1,55 @@
+"""Capture hidden states of prompts into a folder, for fits and studies of your own."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from demur.cli import _options as options
+from demur.cli._session import capture_progress, load_engine, numbers, stderr
+from demur.core.reads import CaptureSpec
+from demur.datasets import jsonl
+from demur.workflows.capture import Capturer
+
+app = typer.Typer()
+
+
+@app.command()
+def capture(
+    input_path: Annotated[
+        Path, typer.Option("--input", "-i", help="JSON lines, plain or .gz, with text or messages.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder; a set of prompts has its own in it.")],
+    *,
+    layers: Annotated[
+        str,
+        typer.Option("--layers", help="Decoder blocks from 0, such as 9,13,17; -1 is the last."),
+    ] = "-1",
+    positions: Annotated[
+        str,
+        typer.Option("--positions", help="last, user, users or all; all but last are averaged."),
+    ] = "last",
+    site: Annotated[
+        str, typer.Option("--site", help="block_out, final_norm, attn_out or mlp_out.")
+    ] = "block_out",
+    model: options.Model = "embedded",
+    dtype: options.Dtype = "auto",
+) -> None:
+    """Capture hidden states into safetensors shards; interrupted, it goes on where it stopped.
+
+    Prints the set's folder: manifest.json says what was read of which model, rows.jsonl which shard
+    and row holds which prompt.
+
+    Example: demur capture --input prompts.jsonl --layers 9,13,17 --out states
+    """
+    examples = jsonl.load(input_path)
+    pool = "none" if positions == "last" else "mean"
+    spec = CaptureSpec(numbers(layers), positions=positions, site=site, pool=pool)  # type: ignore[arg-type]
+    engine = load_engine(model, dtype)
+    capturer = Capturer(engine.loaded, root=out)
+    with capture_progress() as report:
+        folder = capturer.capture([example.chat for example in examples], [spec], report=report)
+    folder.write_rows([example.id for example in examples])
+    stderr.print(f"{len(examples)} prompts in", escape(str(folder.path)))
+    print(folder.path)

@@ -1,0 +1,112 @@
+"""See the guard at work: a dozen prompts, guarded beside unguarded, on the embedded model."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from demur.cli import _options as options
+from demur.cli._session import load_engine, load_guard, score_bar, stderr
+from demur.core.results import PASS, Reply
+from demur.core.types import Sampling
+from demur.datasets import starter
+from demur.guard.exchange import plain_replies
+
+MAX_TOKENS = 32
+
+app = typer.Typer()
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One prompt of the demo with both its replies."""
+
+    kind: str
+    prompt: str
+    guarded: Reply
+    unguarded: Reply
+
+
+@app.command()
+def demo(
+    *,
+    model: options.Model = "embedded",
+    dtype: options.Dtype = "auto",
+    responder: options.Responder = "fixed_reply",
+    json_lines: options.Json = False,
+) -> None:
+    """Send a dozen prompts through a small chat model, guarded beside unguarded.
+
+    Three prompts are ordinary, three only sound dangerous, three are unsafe, and three are unsafe
+    in a jailbreak wrapper. None of them was used to fit the detector.
+
+    Example: demur demo --responder safety_prompt
+    """
+    engine = load_engine(model, dtype)
+    guard = load_guard(engine, None, fpr=None, responder=responder)
+    examples = starter.load("demo")
+    sampling = Sampling(max_tokens=MAX_TOKENS)
+    shown = []
+    with stderr.status("") as status:
+        for number, example in enumerate(examples, start=1):
+            status.update(f"prompt {number} of {len(examples)}")
+            guarded = guard.reply(example.chat, sampling, request_id=example.id)
+            (unguarded,) = plain_replies(engine, [example.chat], sampling, request_ids=[example.id])
+            kind = example.kind or ""
+            shown.append(Shown(kind, example.chat.last_user_text, guarded, unguarded))
+    if json_lines:
+        for row in shown:
+            print(json.dumps(asdict(row), ensure_ascii=False))
+        return
+    console = Console()
+    console.print(_table(shown, model=engine.model_id.name))
+    _summarise(console, shown)
+
+
+def _table(shown: Sequence[Shown], *, model: str) -> Table:
+    table = Table(title=f"{model}, guarded beside unguarded", show_lines=True)
+    for name in ("prompt", "score", "route", "guarded", "unguarded", "prefill", "guard"):
+        table.add_column(name, justify="right" if name in ("prefill", "guard") else "left")
+    for row in shown:
+        verdict, timings = row.guarded.verdicts[0], row.guarded.timings
+        route_style = "green" if row.guarded.route == PASS else "yellow"
+        table.add_row(
+            f"[dim]{row.kind.replace('_', ' ')}[/dim]\n{escape(row.prompt)}",
+            score_bar(verdict.probability),
+            f"[{route_style}]{row.guarded.route}[/{route_style}]",
+            escape(_first_line(row.guarded.text)),
+            escape(_first_line(row.unguarded.text)),
+            f"{timings.prefill_s * 1e3:.0f} ms",
+            f"{timings.guard_s * 1e3:.2f} ms",
+        )
+    return table
+
+
+def _first_line(text: str, *, width: int = 72) -> str:
+    line = next((line for line in text.splitlines() if line.strip()), "")
+    return line if len(line) <= width else f"{line[: width - 1]}…"
+
+
+def _summarise(console: Console, shown: Sequence[Shown]) -> None:
+    passed = [row for row in shown if row.guarded.route == PASS]
+    same = sum(row.guarded.token_ids == row.unguarded.token_ids for row in passed)
+    console.print(f"{len(shown) - len(passed)} of {len(shown)} prompts were flagged.")
+    if same == len(passed):
+        console.print(
+            f"All {same} replies routed '{PASS}' are identical to the unguarded ones, token for "
+            "token."
+        )
+    else:
+        console.print(f"[red]{len(passed) - same} replies routed '{PASS}' differ: a bug.[/red]")
+    console.print(
+        "\nWhat next:\n"
+        "  demur chat                                    talk to the guarded model\n"
+        '  demur check "How do I kill a Python process?"  score a prompt of your own\n'
+        "  demur reply --input prompts.jsonl --output replies.jsonl\n"
+        "  demur fit --data labelled.jsonl --out my-detector\n"
+        "  demur list                                    the methods there are"
+    )

@@ -1,0 +1,90 @@
+"""Fit, calibrate and save a detector from labelled prompts."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from demur.cli import _options as options
+from demur.cli._session import capture_progress, load_engine, numbers, stderr
+from demur.core.errors import ConfigError
+from demur.core.examples import Example
+from demur.core.protocols import Detector
+from demur.core.readings import Readings
+from demur.core.registry import load as load_method
+from demur.datasets import jsonl, splits
+from demur.workflows import fit as fitting
+from demur.workflows.capture import Capturer
+
+app = typer.Typer()
+
+
+@app.command()
+def fit(
+    out: Annotated[Path, typer.Option("--out", help="The artifact's folder.")],
+    data: Annotated[
+        list[Path], typer.Option("--data", help="Labelled JSON lines; may be repeated.")
+    ],
+    *,
+    splits_path: Annotated[
+        Path | None, typer.Option("--splits", help="Lines with id, file and split.")
+    ] = None,
+    small: Annotated[
+        bool, typer.Option("--small", help="Only the rows that SPLITS marks small.")
+    ] = False,
+    optional: Annotated[
+        bool, typer.Option("--optional", help="Also the rows that SPLITS marks optional.")
+    ] = False,
+    detector: Annotated[str, typer.Option("--detector", "-d", help="See demur list.")] = "linear",
+    layers: Annotated[
+        str | None, typer.Option("--layers", help="Decoder blocks from 0, such as 9,13,17.")
+    ] = None,
+    model: options.Model = "embedded",
+    dtype: options.Dtype = "auto",
+    fpr: Annotated[
+        float, typer.Option("--fpr", help="The default false-positive rate to calibrate.")
+    ] = 0.01,
+    seed: options.Seed = 0,
+) -> None:
+    """Fit a detector on labelled prompts, calibrate it on held-out ones, and save it.
+
+    With --splits it fits on train, calibrates on val and reads nothing else; without, 20% of the
+    groups are held out for calibration.
+
+    Example: demur fit --data labelled.jsonl --fpr 0.05 --out my-detector
+
+    Example: demur check "Hello" --detector my-detector
+    """
+    if splits_path is None and (small or optional):
+        raise ConfigError("--small and --optional need --splits")
+    if splits_path is None:
+        rows = [example for path in data for example in jsonl.load(path)]
+        train, val = fitting.hold_out(rows, seed=seed)
+    else:
+        parts = splits.apply_splits(data, splits_path, small=small, optional=optional)
+        train, val = parts.train, parts.val
+    fitting.require_enough_groups(val, fpr)
+    engine = load_engine(model, dtype)
+    method: type[Detector] = load_method("detectors", detector)
+    num_blocks = len(engine.loaded.parts.blocks)
+    chosen = None if layers is None else numbers(layers)
+    unfitted = method(method.default_reads(num_blocks, layers=chosen))
+    capturer = Capturer(engine.loaded)
+
+    def capture(examples: Sequence[Example], of: Detector) -> Readings:
+        with capture_progress() as report:
+            chats = [example.chat for example in examples]
+            return capturer.capture(chats, of.reads, report=report).load()
+
+    calibrated_on = f"{len(val)} held-out prompts of {', '.join(path.name for path in data)}"
+    fitted = fitting.fit(
+        unfitted, train, val, capture=capture, fpr=fpr, calibrated_on=calibrated_on, seed=seed
+    )
+    fitting.write_artifact(fitted, detector, engine=engine, train=train, val=val, out=out)
+    auroc, recall = fitted.metrics["val_auroc"], fitted.metrics["val_recall_at_default"]
+    stderr.print(
+        f"{escape(str(out))}: validation AUROC {auroc:.4f}, recall {recall:.3f} at the threshold "
+        f"for {fpr:g}"
+    )

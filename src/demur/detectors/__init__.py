@@ -1,0 +1,1 @@
+"""Detectors: a file is a method. They are pure: readings in, scores out, higher is less safe."""

@@ -1,0 +1,54 @@
+"""Fits logistic regressions with scikit-learn: loaded for a fit, never to score."""
+
+import numpy as np
+from sklearn.linear_model import LogisticRegression
+
+from demur.core.protocols import Targets
+from demur.core.readings import Array
+
+
+def balanced_weights(targets: Targets, balance: str) -> Array:
+    """Return a weight for each prompt, with mean 1.
+
+    Args:
+        targets: Labels and sources.
+        balance: `none`, `labels` (both labels weigh the same), or `sources` (so do the sources
+            within each label).
+    """
+    if balance == "none":
+        return np.ones(len(targets))
+    labels = targets.unsafe.astype(bool)
+    parts = targets.source if balance == "sources" else np.zeros(len(targets), int)
+    weights: Array = np.zeros(len(targets))
+    for label in (False, True):
+        of_label = parts[labels == label]
+        names, counts = np.unique(of_label, return_counts=True)
+        share = dict(zip(names.tolist(), 1 / (len(names) * counts), strict=True))
+        weights[labels == label] = [share[name] for name in of_label.tolist()]
+    weights *= len(targets) / weights.sum()
+    return weights
+
+
+def fit_standardised(
+    states: Array, unsafe: Array, weights: Array, *, c: float, max_iterations: int
+) -> tuple[Array, float]:
+    """Fit to standardised states and fold the standardisation back.
+
+    Args:
+        states: [prompt, feature], float32.
+        unsafe: [prompt], true for unsafe.
+        weights: [prompt], mean 1.
+        c: Inverse strength of the L2 penalty on the standardised weights.
+        max_iterations: Most steps of the solver.
+
+    Returns:
+        Weights [feature] on raw states, float64, and the bias.
+    """
+    mean = states.mean(0, dtype=np.float64)
+    scale = states.std(0, dtype=np.float64)
+    scale[scale < 1e-8 * np.abs(mean) + 1e-12] = np.inf  # a constant says nothing: weight 0
+    standardised = ((states - mean) / scale).astype(np.float32)
+    model = LogisticRegression(C=c, max_iter=max_iterations, tol=1e-6)
+    model.fit(standardised, unsafe.astype(bool), sample_weight=weights)
+    folded = model.coef_[0].astype(np.float64) / scale
+    return folded, float(model.intercept_[0] - folded @ mean)

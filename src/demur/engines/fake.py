@@ -1,0 +1,319 @@
+"""A pretend model without weights, for tests, examples and a first look at the guard.
+
+Tokens are words. The state of a position is noise drawn from a hash of all tokens up to it; where
+the chat holds the marker word, a known direction is added, so that a detector has something to
+find. The reply repeats the last user turn, after the system message in brackets if there is one.
+The model finds all words of that reply equally likely at each step, so that temperature changes
+nothing; greedy decoding takes the next one in order.
+"""
+
+import math
+import re
+import time
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
+from typing import Literal
+
+import numpy as np
+
+from demur.core.errors import ConfigError, DataError
+from demur.core.interventions import PrependText, ReplyWith
+from demur.core.protocols import Done, Event, Request, Scored, Switched, TokenOut
+from demur.core.readings import Array, Readings, Values
+from demur.core.reads import CaptureSpec, Read, Texts
+from demur.core.types import Chat, Message, ModelId, Prompt, Sampling, Span
+
+__all__ = ["FakeEngine"]
+
+_MARKERS = ("<|system|>", "<|user|>", "<|assistant|>", "<|tool|>", "<|end|>")
+_END = _MARKERS.index("<|end|>")
+_AT_MARKERS = re.compile("(" + "|".join(map(re.escape, _MARKERS)) + ")")
+_WORDS = re.compile(r"\s*\w+|\s*[^\w\s]|\s+")
+
+
+class FakeEngine:
+    """Runs the pretend model.
+
+    Args:
+        num_layers: Blocks of the model.
+        d_model: Size of a state.
+        marker: Where a turn holds this word, `direction` is added to every state of the prompt.
+        strength: How far along `direction`; the noise has unit variance in each coordinate.
+        seed: Stands for the weights: engines of another seed have other states, same ModelId.
+        max_tokens: The longest sequence, prompt and reply together.
+        max_batch: Most rows that decode together.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_layers: int = 4,
+        d_model: int = 16,
+        marker: str = "MARKER",
+        strength: float = 8.0,
+        seed: int = 0,
+        max_tokens: int = 512,
+        max_batch: int = 8,
+    ) -> None:
+        self._num_layers = num_layers
+        self._marker = marker
+        self._strength = strength
+        self._max_tokens = max_tokens
+        self._max_batch = max_batch
+        generator = np.random.default_rng(seed)
+        direction = generator.standard_normal(d_model)
+        self.direction: Array = direction / np.linalg.norm(direction)
+        """The planted direction [d_model], a unit vector."""
+        self._frequencies = {
+            site: generator.random((num_layers, d_model))
+            for site in ("block_out", "attn_out", "mlp_out")
+        }
+        self.num_prefills = 0
+        """Prompts read so far, those read again under an intervention included."""
+        self.num_prefill_tokens = 0
+        """Tokens of those prompts."""
+
+    @property
+    def model_id(self) -> ModelId:
+        """What detectors are matched against."""
+        shapes = f"fake-{self._num_layers}x{len(self.direction)}"
+        return ModelId(shapes, "fake-words", "fake-turns", name="fake", dtype="float32")
+
+    @property
+    def capabilities(self) -> frozenset[type]:
+        """The reads and interventions that this engine can do."""
+        return frozenset({CaptureSpec, Texts, ReplyWith, PrependText})
+
+    @property
+    def max_tokens(self) -> int:
+        """The model's context: prompt and reply together."""
+        return self._max_tokens
+
+    def render(self, chat: Chat) -> Prompt:
+        """Return the chat as the model will read it.
+
+        Raises:
+            DataError: The chat ends in an assistant turn, has no user text, or fills the context.
+        """
+        if chat.messages[-1].role == "assistant":
+            raise DataError("the chat ends in an assistant turn: end it with a user turn")
+        if not any(m.role == "user" and m.content.strip() for m in chat.messages):
+            raise DataError("the chat has no user text: there is nothing to score")
+        ids: list[int] = []
+        spans: list[Span] = []
+        for message in chat.messages:
+            ids.append(_token_id(f"<|{message.role}|>"))
+            content = [_token_id(word) for word in _words(message.content)]
+            spans.append(Span(message.role, len(ids), len(ids) + len(content)))
+            ids += [*content, _END]
+        spans.append(Span("generation_prompt", len(ids), len(ids) + 1))
+        ids.append(_token_id("<|assistant|>"))
+        if len(ids) >= self._max_tokens:
+            raise DataError(
+                f"the prompt has {len(ids)} tokens: the model takes at most "
+                f"{self._max_tokens - 1}, so that one is left for the reply; shorten it"
+            )
+        forged = any(_AT_MARKERS.search(message.content) for message in chat.messages)
+        return Prompt(chat, tuple(ids), tuple(spans), forged)
+
+    def run(self, requests: Iterable[Request]) -> Iterator[Event]:
+        """Carry out requests; see `core.protocols.Engine.run`."""
+        waiting = iter(requests)
+        rows: list[_Row] = []
+        while True:
+            while len(rows) < self._max_batch and (request := next(waiting, None)) is not None:
+                yield from self._admit(request, rows)
+            if not rows:
+                return
+            for row in tuple(rows):
+                events = self._advance(row)
+                if isinstance(events[-1], Done):
+                    rows.remove(row)
+                yield from events
+
+    def _admit(self, request: Request, rows: list["_Row"]) -> list[Event]:
+        """Read a request's prompt, decide, and let it join the rows unless it is done."""
+        try:
+            return list(self._started(request, rows))
+        except Exception as error:  # one request's failure is its own
+            return [Done(request.id, "error", f"{type(error).__name__}: {error}")]
+
+    def _started(self, request: Request, rows: list["_Row"]) -> Iterator[Event]:
+        started = time.perf_counter()
+        readings = self._prefill(request.prompt, request.reads)
+        read = time.perf_counter()
+        intervention = request.decide(readings)
+        yield Scored(request.id, read - started, time.perf_counter() - read)
+        if request.sampling.max_tokens == 0:
+            yield Done(request.id, "scored")
+            return
+        prompt = request.prompt
+        if intervention is not None:
+            yield Switched(request.id, intervention)
+        if isinstance(intervention, ReplyWith):
+            yield from _replaced(request, intervention)
+            return
+        if isinstance(intervention, PrependText):
+            prompt = self.render(_with_safety_prompt(prompt.chat, intervention.text))
+            self._prefill(prompt, ())
+        row = _Row(request.id, request.sampling, len(prompt), _reply_words(prompt.chat))
+        events = self._advance(row)
+        if not isinstance(events[-1], Done):
+            rows.append(row)
+        yield from events
+
+    def _prefill(self, prompt: Prompt, reads: Sequence[Read]) -> Readings:
+        self.num_prefills += 1
+        self.num_prefill_tokens += len(prompt)
+        return Readings({read: self._values(prompt, read) for read in reads})
+
+    def _values(self, prompt: Prompt, read: Read) -> Values:
+        if isinstance(read, Texts):
+            return (prompt.chat.last_user_text,)
+        states = self._states(prompt, read)[:, _positions(prompt, read)]
+        if read.normalise == "rms":
+            states = states / _root_mean_square(states)
+        if read.pool != "none":
+            states = states.mean(1) if read.pool == "mean" else states.max(1)
+        elif read.is_pooled:
+            states = states[:, 0]
+        values = states.astype(np.float32)
+        return values[None] if read.is_pooled else (values,)
+
+    def _states(self, prompt: Prompt, spec: CaptureSpec) -> Array:
+        """Return the states of all positions: [layer, position, d_model]."""
+        for layer in spec.layers:
+            if not -self._num_layers <= layer < self._num_layers:
+                raise ConfigError(f"layer {layer} does not exist: there are {self._num_layers}")
+        site = "block_out" if spec.site == "final_norm" else spec.site
+        frequencies = self._frequencies[site][list(spec.layers)]  # [layer, d_model]
+        prefixes = np.fromiter(accumulate(prompt.token_ids, _hash_on, initial=0), np.float64)[1:]
+        phases = prefixes[None, :, None] * frequencies[:, None, :] % 1.0
+        states: Array = math.sqrt(2) * np.cos(2 * math.pi * phases)
+        if any(self._marker in message.content for message in prompt.chat.messages):
+            states = states + self._strength * self.direction
+        return states / _root_mean_square(states) if spec.site == "final_norm" else states
+
+    def _advance(self, row: "_Row") -> list[Event]:
+        """Draw a row's next token."""
+        token_id, word, logprob = row.draw()
+        is_end = token_id == _END
+        is_full = row.num_drawn >= row.sampling.max_tokens or row.length + 1 >= self._max_tokens
+        shown = row.show(word, is_last=is_end or is_full)
+        token = TokenOut(row.id, row.length, token_id, shown, logprob)
+        row.length += 1
+        reason: Literal["stop", "length"] = "stop" if is_end or row.is_stopped else "length"
+        return [token, Done(row.id, reason)] if reason == "stop" or is_full else [token]
+
+
+@dataclass
+class _Row:
+    """A request that is being answered."""
+
+    id: str
+    sampling: Sampling
+    length: int
+    """Tokens of prompt and reply so far."""
+    script: Sequence[str]
+    """The words of the whole reply."""
+    num_drawn: int = 0
+    is_stopped: bool = False
+    text: str = ""
+    num_shown: int = 0
+    """Characters of the text that were handed out."""
+    generator: np.random.Generator = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Give the row its own generator."""
+        self.generator = np.random.default_rng(
+            zlib.crc32(f"{self.sampling.seed}:{self.id}".encode())
+        )
+
+    def draw(self) -> tuple[int, str, float]:
+        """Return the next token with its text and log-probability."""
+        step, size = self.num_drawn, len(self.script)
+        self.num_drawn += 1
+        if step >= size:
+            return _END, "", 0.0
+        if self.sampling.temperature > 0:
+            step += int(self.generator.integers(math.ceil(self.sampling.top_p * size)))
+        word = self.script[step % size]
+        return _token_id(word), word, -math.log(size)
+
+    def show(self, word: str, *, is_last: bool) -> str:
+        """Add a word to the text and return what may be shown: nothing that may begin a stop."""
+        self.text += word
+        found = [at for at in map(self.text.find, self.sampling.stop) if at >= 0]
+        self.is_stopped = bool(found)
+        held_back = 0 if is_last else max(map(len, self.sampling.stop), default=1) - 1
+        end = min(found, default=len(self.text) - held_back)
+        shown = self.text[self.num_shown : max(end, self.num_shown)]
+        self.num_shown += len(shown)
+        return shown
+
+
+def _replaced(request: Request, intervention: ReplyWith) -> Iterator[Event]:
+    for position, word in enumerate(_words(intervention.text), start=len(request.prompt)):
+        yield TokenOut(request.id, position, _token_id(word), word, 0.0)
+    yield Done(request.id, "replaced")
+
+
+def _words(text: str) -> list[str]:
+    """Split a text into words with the space before them, and markers; joined they are the text."""
+    pieces = _AT_MARKERS.split(text)
+    return [
+        word
+        for piece in pieces
+        for word in ([piece] if piece in _MARKERS else _WORDS.findall(piece))
+    ]
+
+
+def _token_id(word: str) -> int:
+    return _MARKERS.index(word) if word in _MARKERS else len(_MARKERS) + zlib.crc32(word.encode())
+
+
+def _hash_on(prefix: int, token_id: int) -> int:
+    return zlib.crc32(token_id.to_bytes(8, "little"), prefix)
+
+
+def _reply_words(chat: Chat) -> list[str]:
+    system = "".join(f"[{m.content}] " for m in chat.messages if m.role == "system")
+    return [word for word in _words(system + chat.last_user_text) if word not in _MARKERS]
+
+
+def _with_safety_prompt(chat: Chat, text: str) -> Chat:
+    first = chat.messages[0]
+    if first.role == "system":
+        joined = replace(first, content=f"{first.content}\n\n{text}")
+        return Chat((joined, *chat.messages[1:]))
+    return Chat((Message("system", text), *chat.messages))
+
+
+def _positions(prompt: Prompt, spec: CaptureSpec) -> list[int]:
+    """Return the positions that a read wants.
+
+    Raises:
+        DataError: The prompt has no such positions.
+    """
+    everything = range(len(prompt))
+    if spec.positions == "last":
+        return [len(prompt) - 1]
+    if spec.positions == "all":
+        return list(everything)
+    if isinstance(spec.positions, tuple):
+        if not all(-len(prompt) <= position < len(prompt) for position in spec.positions):
+            raise DataError(f"positions {spec.positions} are not in a prompt of {len(prompt)}")
+        return [everything[position] for position in spec.positions]
+    spans = prompt.spans_of("user")
+    wanted = spans[-1:] if spec.positions == "user" else spans
+    found = [position for span in wanted for position in range(span.start, span.stop)]
+    if not found:
+        raise DataError("the prompt has no user tokens to read")
+    return found
+
+
+def _root_mean_square(states: Array) -> Array:
+    root: Array = np.sqrt(np.square(states).mean(-1, keepdims=True) + 1e-12)
+    return root

@@ -1,0 +1,5 @@
+"""The guard: the only place where decisions are made."""
+
+from demur.guard.guard import Guard
+
+__all__ = ["Guard"]

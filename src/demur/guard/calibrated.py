@@ -1,0 +1,93 @@
+"""A detector with its threshold: what turns a score into a verdict."""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+from demur.core.errors import DataError
+from demur.core.protocols import Detector, LinearDetector
+from demur.core.readings import Array, Readings
+from demur.core.readout import LinearReadout
+from demur.core.results import Verdict
+
+
+@dataclass(frozen=True)
+class CalibratedDetector:
+    """A fitted detector, its threshold and its probabilities."""
+
+    name: str
+    """What verdicts call it."""
+    detector: Detector
+    """Fitted, and not fitted again while it is in use."""
+    threshold: float
+    """Scores at or over it are flagged."""
+    slope: float
+    """probability = sigmoid(slope * score + intercept)."""
+    intercept: float
+    version: str
+    """Of the fitted state; goes into records and headers."""
+
+    @cached_property
+    def _readout(self) -> LinearReadout | None:
+        """The compiled form of a linear detector, so that no request compiles it again."""
+        return self.detector.readout() if isinstance(self.detector, LinearDetector) else None
+
+    def verdicts(
+        self, readings: Readings, *, has_forged_markers: bool = False
+    ) -> tuple[Verdict, ...]:
+        """Return a verdict for each prompt.
+
+        Args:
+            readings: That hold the detector's reads.
+            has_forged_markers: What the verdicts say of all these prompts.
+
+        Raises:
+            DataError: A score is not finite.
+        """
+        scores: Array = (
+            self.detector.decision_function(readings)
+            if self._readout is None
+            else self._readout.score(readings)
+        )
+        return tuple(
+            self.judge(score, has_forged_markers=has_forged_markers) for score in scores.tolist()
+        )
+
+    def judge(self, score: float, *, has_forged_markers: bool = False) -> Verdict:
+        """Return the verdict on a score.
+
+        Raises:
+            DataError: The score is not finite.
+        """
+        if not math.isfinite(score):
+            raise DataError(f"the score is {score}: expected a finite number")
+        return Verdict(
+            detector=self.name,
+            score=score,
+            probability=sigmoid(self.slope * score + self.intercept),
+            threshold=self.threshold,
+            flagged=score >= self.threshold,
+            has_forged_markers=has_forged_markers,
+        )
+
+    def unscored(self, error: str, *, has_forged_markers: bool = False) -> Verdict:
+        """Return the verdict on a prompt that could not be scored: it is flagged."""
+        return Verdict(
+            detector=self.name,
+            score=None,
+            probability=None,
+            threshold=self.threshold,
+            flagged=True,
+            has_forged_markers=has_forged_markers,
+            error=error,
+        )
+
+
+def sigmoid(value: float) -> float:
+    """Return 1 / (1 + exp(-value)) without overflow.
+
+    >>> sigmoid(0.0), sigmoid(-1e6), sigmoid(1e6)
+    (0.5, 0.0, 1.0)
+    """
+    power = math.exp(-abs(value))
+    return 1 / (1 + power) if value >= 0 else power / (1 + power)

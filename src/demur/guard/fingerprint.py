@@ -1,0 +1,95 @@
+"""A detector's fingerprint: what it says of a few fixed texts on the engine that fitted it.
+
+Hashes tell another architecture or tokenizer; only running the model tells other weights, another
+number format or quantisation.
+"""
+
+from functools import partial
+
+import numpy as np
+
+from demur.core.artifacts import Artifact
+from demur.core.errors import DemurError, ModelMismatchError
+from demur.core.protocols import Detector, Done, Engine, Request
+from demur.core.readings import Array, Readings
+from demur.core.reads import CaptureSpec
+from demur.core.types import Chat, Prompt, Sampling
+
+FINGERPRINT_TEXTS = (
+    "What is the capital of Portugal?",
+    "Dear Anna,\nplease help me write a short thank-you note to my neighbour.",
+    "def area(width: float, height: float) -> float:\n    return width * height",
+    "¿Cuánto tarda en hervir un huevo? Wie lange dauert es? 需要多长时间？",
+)
+"""Changing one makes every stored fingerprint worthless."""
+
+
+def take(engine: Engine, detector: Detector) -> dict[str, Array]:
+    """Return a fitted detector's fingerprint on an engine.
+
+    Returns:
+        `token_ids` [token] of all texts, `lengths` [prompt], `scores` [prompt], and `states.I`
+        of read I where it captures states: [prompt, layer, d_model] of a pooled read, otherwise
+        [layer, token, d_model] of all texts.
+
+    Raises:
+        DemurError: The engine failed on a text.
+    """
+    prompts = [engine.render(Chat.from_text(text)) for text in FINGERPRINT_TEXTS]
+    readings = _read(engine, detector, prompts)
+    fingerprint = {
+        "token_ids": np.concatenate([np.asarray(p.token_ids, np.int64) for p in prompts]),
+        "lengths": np.array([len(prompt) for prompt in prompts], np.int64),
+        "scores": detector.decision_function(readings),
+    }
+    for number, read in enumerate(detector.reads):
+        values = readings.values[read]
+        if isinstance(read, CaptureSpec):
+            fingerprint[f"states.{number}"] = (
+                values if isinstance(values, np.ndarray) else np.concatenate(values, axis=1)
+            )
+    return fingerprint
+
+
+def _read(engine: Engine, detector: Detector, prompts: list[Prompt]) -> Readings:
+    parts: dict[int, Readings] = {}
+    requests = (
+        Request(str(n), prompt, Sampling(max_tokens=0), detector.reads, partial(_keep, parts, n))
+        for n, prompt in enumerate(prompts)
+    )
+    for event in engine.run(requests):
+        if isinstance(event, Done) and event.reason == "error":
+            raise DemurError(f"the engine failed on fingerprint text {event.id}: {event.error}")
+    return Readings.concatenate([parts[number] for number in range(len(prompts))])
+
+
+def _keep(parts: dict[int, Readings], number: int, readings: Readings) -> None:
+    parts[number] = readings
+
+
+def verify(artifact: Artifact, engine: Engine, detector: Detector) -> None:
+    """Compare a stored fingerprint with one taken now.
+
+    Args:
+        artifact: Holds the fingerprint and its tolerance.
+        engine: The engine that is about to run the detector.
+        detector: The artifact's, fitted.
+
+    Raises:
+        ModelMismatchError: The tokens differ, or a score by more than the tolerance.
+    """
+    found, stored = take(engine, detector), artifact.fingerprint
+    what = f"detector {artifact.method!r}, fitted on {artifact.model_id.name},"
+    if not all(np.array_equal(found[key], stored[key]) for key in ("lengths", "token_ids")):
+        raise ModelMismatchError(
+            f"{what} knows other tokens for the fingerprint texts than {engine.model_id.name} "
+            "gives: fit it again with this tokenizer and this demur"
+        )
+    difference = float(np.abs(found["scores"] - stored["scores"]).max())
+    if not difference <= artifact.fingerprint_tolerance:  # also true for a NaN
+        raise ModelMismatchError(
+            f"{what} scores the fingerprint texts differently on {engine.model_id.name}: by up to "
+            f"{difference:.4g}, tolerated is {artifact.fingerprint_tolerance:.4g}. The weights, "
+            "number format or quantisation differ: fit it again, or pass verify=False if this is "
+            "meant"
+        )

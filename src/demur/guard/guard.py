@@ -1,0 +1,292 @@
+"""The guard: reads the prefill through an engine, lets detectors judge it, and routes the request.
+
+It fails closed. A request's route stays `error` until every detector has judged it, the route has
+chosen and the responder has answered; whatever goes wrong on the way leaves it there.
+"""
+
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Literal, Self, get_args
+
+from demur.core import registry
+from demur.core.errors import CapabilityError, ConfigError, DataError, DemurError
+from demur.core.interventions import Intervention
+from demur.core.protocols import Engine, Request, Responder
+from demur.core.readings import Readings
+from demur.core.results import ERROR, PASS, PASS_UNSCORED, Reply, Token, Verdict
+from demur.core.types import Prompt, Sampling
+from demur.guard.calibrated import CalibratedDetector
+from demur.guard.exchange import (
+    ChatLike,
+    Exchange,
+    as_chat,
+    replies_of,
+    tokens_of,
+    with_ids,
+)
+from demur.guard.loading import load_detector
+from demur.guard.routes import FlaggedTo, Route
+
+OnError = Literal["refuse", "raise", "pass_unscored"]
+GREEDY = Sampling()
+SCORE_ONLY = Sampling(max_tokens=0)
+
+
+class Guard:
+    """Answers chats with the untouched model, except those that its detectors flag.
+
+    Args:
+        engine: Runs the model.
+        detectors: Judge every prompt, in this order.
+        route: Says from the verdicts who answers.
+        responders: By the names that the route knows them by.
+        on_error: What becomes of a prompt that cannot be scored. `refuse` replies with an error;
+            `raise` raises it; `pass_unscored` lets the other detectors decide and, if they pass
+            the prompt, answers it with the route `pass_unscored`. What cannot be rendered, or
+            fails in the engine, a route or a responder, is never answered.
+
+    Raises:
+        ConfigError: There are no detectors, two have one name, or the route and the responders
+            do not fit together.
+        CapabilityError: The engine cannot do a read or an intervention that is needed.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        detectors: Sequence[CalibratedDetector],
+        *,
+        route: Route,
+        responders: Mapping[str, Responder],
+        on_error: OnError = "refuse",
+    ) -> None:
+        if on_error not in get_args(OnError):
+            raise ConfigError(f"on_error is {on_error!r}: expected one of {get_args(OnError)}")
+        _check_detectors(engine, detectors)
+        _check_responders(engine, route, responders)
+        self.engine = engine
+        self.detectors = tuple(detectors)
+        self._route = route
+        self._responders = dict(responders)
+        self._on_error = on_error
+        self._reads = tuple(dict.fromkeys(read for d in detectors for read in d.detector.reads))
+
+    @classmethod
+    def load(
+        cls,
+        engine: Engine,
+        *,
+        detectors: Sequence[str | Path] = ("pretrained",),
+        responder: str = "fixed_reply",
+        fpr: float | None = None,
+        on_error: OnError = "refuse",
+    ) -> Self:
+        """Make a guard of detectors on disk and one responder for what any of them flags.
+
+        Args:
+            engine: Runs the model.
+            detectors: Artifact folders, or names of packaged ones; see `load_detector`.
+            responder: A method's name, taken with its defaults.
+            fpr: The false-positive rate to set thresholds for; None is each artifact's default.
+            on_error: See the class.
+
+        Raises:
+            ConfigError: There is no such detector, rate or responder.
+            ModelMismatchError: A detector was fitted on another model.
+        """
+        name = responder.replace("-", "_")
+        return cls(
+            engine,
+            [load_detector(source, engine, fpr=fpr) for source in detectors],
+            route=FlaggedTo(name),
+            responders={name: registry.load("responders", name)()},
+            on_error=on_error,
+        )
+
+    def check(self, chat: ChatLike) -> list[Verdict]:
+        """Return the verdicts on a chat, without answering it.
+
+        Raises:
+            DemurError: The chat could not be scored, with `on_error="raise"`.
+        """
+        return list(self.reply(chat, SCORE_ONLY).verdicts)
+
+    def reply(self, chat: ChatLike, sampling: Sampling = GREEDY, *, request_id: str = "0") -> Reply:
+        """Answer a chat.
+
+        Args:
+            chat: A chat, the text of one user message, or OpenAI-style messages.
+            sampling: How the reply is drawn.
+            request_id: Seeds the reply, together with the sampling's seed.
+
+        Raises:
+            DemurError: The chat could not be scored or answered, with `on_error="raise"`.
+        """
+        tokens = self.stream(chat, sampling, request_id=request_id)
+        while True:
+            try:
+                next(tokens)
+            except StopIteration as end:
+                reply: Reply = end.value
+                return reply
+
+    def stream(
+        self, chat: ChatLike, sampling: Sampling = GREEDY, *, request_id: str = "0"
+    ) -> Generator[Token, None, Reply]:
+        """Answer a chat token by token.
+
+        Args: As for `reply`.
+
+        Yields:
+            The tokens as they come; none for a chat that could not be scored.
+
+        Returns:
+            The whole reply, as the generator's value.
+
+        Raises:
+            DemurError: The chat could not be scored or answered, with `on_error="raise"`.
+        """
+        exchange = self.open(chat, sampling, request_id=request_id)
+        return (yield from tokens_of(self.engine, exchange))
+
+    def replies(
+        self,
+        chats: Iterable[ChatLike],
+        sampling: Sampling = GREEDY,
+        *,
+        request_ids: Iterable[str] | None = None,
+    ) -> Iterator[Reply]:
+        """Answer many chats in one run of the engine, flagged and passed ones side by side.
+
+        Args:
+            chats: Taken lazily.
+            sampling: How the replies are drawn.
+            request_ids: One a chat; None counts from 0.
+
+        Yields:
+            A reply for each chat, in order, each as soon as those before it are out.
+
+        Raises:
+            DataError: There are fewer ids than chats, or two that run together share one.
+            DemurError: A chat could not be scored or answered, with `on_error="raise"`.
+        """
+        return replies_of(
+            self.engine,
+            (
+                self.open(chat, sampling, request_id=request_id)
+                for chat, request_id in with_ids(chats, request_ids)
+            ),
+        )
+
+    def open(
+        self, chat: ChatLike, sampling: Sampling = GREEDY, *, request_id: str = "0"
+    ) -> Exchange:
+        """Render a chat and return its exchange, for callers that run the engine themselves.
+
+        The exchange's request goes to the engine, its events back to the exchange; one without a
+        request could not be rendered and is complete.
+        """
+        exchange = Exchange(request_id, self.detectors, raises=self._on_error == "raise")
+        try:
+            prompt = self.engine.render(as_chat(chat))
+        except DemurError as error:
+            exchange.fail(error)
+            return exchange
+        decide = partial(self._decide, exchange, prompt)
+        exchange.request = Request(request_id, prompt, sampling, self._reads, decide)
+        return exchange
+
+    def _decide(
+        self, exchange: Exchange, prompt: Prompt, readings: Readings
+    ) -> Intervention | None:
+        """Judge, route and respond; an exception tells the engine to drop the request."""
+        try:
+            exchange.verdicts = tuple(self._verdict(d, prompt, readings) for d in self.detectors)
+            route = self._chosen(exchange.verdicts)
+            intervention = None
+            if route not in (PASS, PASS_UNSCORED):
+                intervention = self._respond(route, prompt, exchange.verdicts)
+        except DemurError as error:
+            exchange.fail(error)
+            raise
+        except Exception as error:
+            message = f"the prompt could not be routed: {type(error).__name__}: {error}"
+            exchange.fail(DemurError(message), cause=error)
+            raise
+        exchange.route = route
+        return intervention
+
+    def _verdict(self, detector: CalibratedDetector, prompt: Prompt, readings: Readings) -> Verdict:
+        forged = prompt.has_forged_markers
+        try:
+            (verdict,) = detector.verdicts(readings, has_forged_markers=forged)
+        except Exception as error:  # also a programming error must never let a prompt pass
+            message = (
+                f"detector {detector.name!r} could not score the prompt: "
+                f"{type(error).__name__}: {error}"
+            )
+            if self._on_error == "raise":
+                raise DataError(message) from error
+            return detector.unscored(message, has_forged_markers=forged)
+        return verdict
+
+    def _chosen(self, verdicts: Sequence[Verdict]) -> str:
+        """Return the route; detectors that failed have no say in it."""
+        errors = [verdict.error for verdict in verdicts if verdict.error is not None]
+        if errors and self._on_error != "pass_unscored":
+            raise DataError("; ".join(errors))
+        if errors:
+            verdicts = [v if v.error is None else replace(v, flagged=False) for v in verdicts]
+        route = self._route(verdicts)
+        if route == PASS:
+            return PASS_UNSCORED if errors else PASS
+        if route not in self._responders:
+            raise ConfigError(
+                f"the route names {route!r}: expected {PASS!r} or one of {sorted(self._responders)}"
+            )
+        return route
+
+    def _respond(self, route: str, prompt: Prompt, verdicts: Sequence[Verdict]) -> Intervention:
+        responder = self._responders[route]
+        intervention = responder.respond(prompt.chat, verdicts)
+        if type(intervention) not in responder.needs:
+            raise CapabilityError(
+                f"responder {route!r} returned {type(intervention).__name__}, which is not among "
+                "its needs"
+            )
+        return intervention
+
+
+def _check_detectors(engine: Engine, detectors: Sequence[CalibratedDetector]) -> None:
+    if not detectors:
+        raise ConfigError("a guard without detectors passes everything: give at least one")
+    names = [detector.name for detector in detectors]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"two detectors have the same name: {names}")
+    for detector in detectors:
+        for read in detector.detector.reads:
+            if type(read) not in engine.capabilities:
+                raise _incapable(engine, f"detector {detector.name!r}", type(read))
+
+
+def _check_responders(engine: Engine, route: Route, responders: Mapping[str, Responder]) -> None:
+    reserved = {PASS, PASS_UNSCORED, ERROR} & set(responders)
+    if reserved:
+        raise ConfigError(f"responders cannot be called {sorted(reserved)}: these are routes")
+    unknown = route.responders - set(responders)
+    if unknown:
+        raise ConfigError(
+            f"the route names {sorted(unknown)}, but the responders are {sorted(responders)}"
+        )
+    for name, responder in responders.items():
+        for need in sorted(responder.needs - engine.capabilities, key=lambda need: need.__name__):
+            raise _incapable(engine, f"responder {name!r}", need)
+
+
+def _incapable(engine: Engine, who: str, need: type) -> CapabilityError:
+    can = ", ".join(sorted(capability.__name__ for capability in engine.capabilities))
+    return CapabilityError(
+        f"{who} needs {need.__name__}, but {type(engine).__name__} can only do: {can}"
+    )

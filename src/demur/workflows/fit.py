@@ -1,0 +1,198 @@
+"""Fits a detector: capture, fit on train, threshold on validation, metrics, artifact."""
+
+import hashlib
+import json
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from sklearn.metrics import roc_auc_score
+
+import demur
+from demur.core.artifacts import Artifact, Calibration, save
+from demur.core.errors import ConfigError, DataError
+from demur.core.examples import Example
+from demur.core.protocols import Detector, Engine, Targets
+from demur.core.readings import Array, Readings
+from demur.guard import fingerprint
+from demur.guard.calibration import calibrate, num_groups_needed, supported_rates
+from demur.workflows.card import model_card
+
+FINGERPRINT_TOLERANCE = 0.25
+"""Of the spread (standard deviation) of the validation scores: see `docs/methods.md`."""
+
+Capture = Callable[[Sequence[Example], Detector], Readings]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A fitted, calibrated detector and how it did on validation prompts."""
+
+    detector: Detector
+    calibration: Calibration
+    scores: Array
+    """Of the validation prompts."""
+    metrics: Mapping[str, float]
+
+
+def targets_of(examples: Sequence[Example]) -> Targets:
+    """Return the labels, groups and sources of training prompts.
+
+    Raises:
+        DataError: A prompt has no label, or all have the same.
+    """
+    unlabelled = [example.id for example in examples if example.label is None]
+    if unlabelled:
+        raise DataError(
+            f"{len(unlabelled)} prompts have no label (the first is {unlabelled[0]!r}): each needs "
+            "label 'unsafe' or 'safe'"
+        )
+    return Targets(
+        unsafe=np.array([example.label == "unsafe" for example in examples]),
+        group=np.array([example.group_key for example in examples]),
+        source=np.array([example.source or "" for example in examples]),
+        category=np.array([example.category or "" for example in examples]),
+    )
+
+
+def hold_out(
+    examples: Sequence[Example], *, share: float = 0.2, seed: int
+) -> tuple[list[Example], list[Example]]:
+    """Part examples into training and validation, by whole groups of each label.
+
+    Args:
+        examples: Labelled; a group's label for the draw is that of its first example.
+        share: Of the groups that are held out.
+        seed: Of the draw.
+    """
+    labels: dict[str, str | None] = {}
+    for example in examples:
+        labels.setdefault(example.group_key, example.label)
+    generator = np.random.default_rng(seed)
+    held: set[str] = set()
+    for label in sorted({str(label) for label in labels.values()}):
+        groups = sorted(group for group, of in labels.items() if str(of) == label)
+        drawn = generator.permutation(len(groups))[: round(share * len(groups))]
+        held.update(groups[index] for index in drawn)
+    train = [example for example in examples if example.group_key not in held]
+    return train, [example for example in examples if example.group_key in held]
+
+
+def require_enough_groups(val: Sequence[Example], fpr: float) -> None:
+    """Refuse a false-positive rate that the validation prompts cannot support, before any work.
+
+    Raises:
+        ConfigError: There are too few benign groups.
+    """
+    num_groups = len({example.group_key for example in val if example.label == "safe"})
+    needed = num_groups_needed(fpr)
+    if num_groups < needed:
+        raise ConfigError(
+            f"a false-positive rate of {fpr} needs {needed} benign validation groups, got "
+            f"{num_groups}: add benign prompts, or ask for one of {supported_rates(num_groups)}"
+        )
+
+
+def fit(
+    detector: Detector,
+    train: Sequence[Example],
+    val: Sequence[Example],
+    *,
+    capture: Capture,
+    fpr: float,
+    calibrated_on: str,
+    seed: int,
+) -> Fitted:
+    """Fit a detector on `train`, and calibrate it on `val`.
+
+    Args:
+        detector: Unfitted.
+        train: Labelled prompts.
+        val: Labelled prompts of other groups.
+        capture: Returns the readings of prompts.
+        fpr: The default false-positive rate; all rates that `val` supports are calibrated.
+        calibrated_on: What the benign prompts of `val` are, in words.
+        seed: Of the fit.
+
+    Raises:
+        ConfigError: `val` has too few benign groups for `fpr`.
+        DataError: Labels are missing, or of one kind only.
+    """
+    require_enough_groups(val, fpr)
+    targets, val_targets = targets_of(train), targets_of(val)
+    detector.fit(capture(train, detector), targets, seed=seed)
+    scores = detector.decision_function(capture(val, detector))
+    num_groups = len(np.unique(val_targets.group[~val_targets.unsafe]))
+    calibration = calibrate(
+        scores,
+        val_targets.unsafe,
+        val_targets.group,
+        rates=tuple(sorted({fpr, *supported_rates(num_groups)})),
+        calibrated_on=calibrated_on,
+        default_fpr=fpr,
+    )
+    flagged = scores >= calibration.at(fpr).threshold
+    metrics = {
+        "val_auroc": float(roc_auc_score(val_targets.unsafe, scores)),
+        "val_recall_at_default": float(flagged[val_targets.unsafe].mean()),
+        "val_fpr_at_default": float(flagged[~val_targets.unsafe].mean()),
+    }
+    return Fitted(detector, calibration, scores, metrics)
+
+
+def write_artifact(
+    fitted: Fitted,
+    method: str,
+    *,
+    engine: Engine,
+    train: Sequence[Example],
+    val: Sequence[Example],
+    out: Path,
+    notes: str = "",
+) -> Artifact:
+    """Write a fitted detector's folder, with a fingerprint taken on the engine.
+
+    Args:
+        fitted: From `fit`.
+        method: The detector's public name.
+        engine: Runs the model that the detector was fitted on.
+        train: What it was fitted on; only hashes and counts are stored.
+        val: What it was calibrated on.
+        out: The folder; an artifact there is replaced.
+        notes: Paragraphs for the model card.
+
+    Raises:
+        ConfigError: The folder holds something else.
+    """
+    artifact = Artifact(
+        method=method,
+        hyper_parameters=json.loads(json.dumps(fitted.detector.hyper_parameters())),
+        model_id=engine.model_id,
+        state=fitted.detector.state(),
+        calibration=fitted.calibration,
+        fingerprint=fingerprint.take(engine, fitted.detector),
+        fingerprint_tolerance=float(FINGERPRINT_TOLERANCE * fitted.scores.std()),
+        provenance={
+            "versions": {name: version(name) for name in ("torch", "transformers", "scikit-learn")}
+            | {"demur": demur.__version__, "python": platform.python_version()},
+            "train": describe_set(train),
+            "val": describe_set(val),
+            "metrics": dict(fitted.metrics),
+        },
+    )
+    save(model_card(artifact, notes=notes), out)
+    return artifact
+
+
+def describe_set(examples: Sequence[Example]) -> dict[str, object]:
+    """Return a hash of a set's texts and its counts by source: never a text."""
+    digest = hashlib.sha256()
+    counts: dict[str, dict[str, int]] = {}
+    for example in examples:
+        digest.update(repr(example.chat.as_messages()).encode())
+        of_source = counts.setdefault(example.source or "unnamed", {"unsafe": 0, "safe": 0})
+        of_source[example.label or "safe"] += 1
+    return {"sha256": digest.hexdigest(), "prompts": len(examples), "sources": counts}
