@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 import demur
-from demur.core.errors import ConfigError
+from demur.core.errors import ConfigError, DataError
 from demur.core.examples import Example
 from demur.core.types import Chat
 from demur.datasets.rows import Row, read_rows
@@ -48,7 +48,7 @@ def read_input(text: str | None, path: Path | None) -> tuple[list[Row], str]:
     if text == "-" or path == Path("-"):
         content = sys.stdin.buffer.read()
         if path is None and not content.lstrip().startswith(b"{"):
-            return [_text_row(content.decode("utf-8", errors="strict"))], _hash(content)
+            return [_text_row(decoded(content))], _hash(content)
         return read_rows(io.BytesIO(content)), _hash(content)
     if path is not None:
         if not path.is_file():
@@ -58,8 +58,32 @@ def read_input(text: str | None, path: Path | None) -> tuple[list[Row], str]:
     return [_text_row(text)], _hash(text.encode())
 
 
+def decoded(content: bytes) -> str:
+    """Return a text that came from standard input.
+
+    Raises:
+        DataError: It is no valid UTF-8.
+    """
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"byte {error.start} of standard input is no valid UTF-8: convert it to UTF-8"
+        ) from error
+
+
 def _text_row(text: str) -> Row:
     return Row(1, "1", Example("1", Chat.from_text(text)), None)
+
+
+def refuse_overwriting(input_path: Path | None, output: Path | None) -> None:
+    """Refuse an output that is the input.
+
+    Raises:
+        ConfigError: It is.
+    """
+    if input_path is not None and output is not None and input_path.resolve() == output.resolve():
+        raise ConfigError(f"--output {output} is the input: name another file")
 
 
 def _hash(content: bytes) -> str:
@@ -137,14 +161,14 @@ def print_rows(rows: Iterable[OutputRow], show: Callable[[OutputRow], Text]) -> 
     console = Console()
     for row in rows:
         num_failed += row.get("error") is not None
-        console.print(show(row))
+        console.print(show(row), soft_wrap=True)
     if num_failed:
         raise typer.Exit(EXIT_UNSCORED)
 
 
 def as_json(row: OutputRow) -> Text:
     """Show a row for machines."""
-    return Text(json.dumps(row, ensure_ascii=False), no_wrap=True, overflow="ignore")
+    return Text(json.dumps(row, ensure_ascii=False))
 
 
 def numbers(text: str) -> tuple[int, ...]:
@@ -187,10 +211,10 @@ def _progress() -> Progress:
     )
 
 
-def score_bar(probability: float | None, *, width: int = 10) -> Text:
-    """Draw a probability as a bar; full and red is unsafe."""
+def score_bar(probability: float | None, *, is_flagged: bool, width: int = 10) -> Text:
+    """Draw a probability as a bar: red if its prompt is flagged, else green."""
     if probability is None:
         return Text("?" * width, style="red")
     filled = round(probability * width)
-    colour = "green" if probability < 0.4 else "yellow" if probability < 0.6 else "red"
-    return Text("█" * filled, style=colour) + Text("░" * (width - filled), style="dim")
+    bar = Text("█" * filled, style="red" if is_flagged else "green")
+    return bar + Text("░" * (width - filled), style="dim")

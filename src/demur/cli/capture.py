@@ -12,7 +12,7 @@ from demur.core.reads import CaptureSpec
 from demur.datasets import jsonl
 from demur.workflows.capture import Capturer
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command()

@@ -7,12 +7,12 @@ import typer
 from rich.console import Console
 
 from demur.cli import _options as options
-from demur.cli._session import load_engine, load_guard, stderr
-from demur.core.results import PASS
+from demur.cli._session import decoded, load_engine, load_guard, stderr
+from demur.core.results import PASS, Reply
 from demur.core.types import Chat, Message, Sampling
 from demur.guard import Guard
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command()
@@ -40,23 +40,32 @@ def chat(
     turns = () if system is None else (Message("system", system),)
     stderr.print("an empty line leaves", style="dim")
     while text := _ask():
-        turns = (*turns, Message("user", text))
-        turns = (*turns, Message("assistant", _answer(guard, Chat(turns), sampling)))
+        asked = (*turns, Message("user", text))
+        reply = _answer(guard, asked, sampling)
+        if reply.error is None:  # what could not be answered is not part of the conversation
+            turns = (*asked, Message("assistant", reply.text))
 
 
 def _ask() -> str:
     if sys.stdin.isatty():
         stderr.print("you: ", end="", style="bold")
-    return sys.stdin.readline().strip()
+    return decoded(sys.stdin.buffer.readline()).strip()
 
 
-def _answer(guard: Guard, turns: Chat, sampling: Sampling) -> str:
+def _answer(guard: Guard, turns: tuple[Message, ...], sampling: Sampling) -> Reply:
     """Stream one reply, then say how it was routed."""
     console = Console()
-    text, route = "", ""
-    for token in guard.stream(turns, sampling):
-        text, route = text + token.text, token.route
+    tokens = guard.stream(Chat(turns), sampling)
+    while True:
+        try:
+            token = next(tokens)
+        except StopIteration as end:
+            reply: Reply = end.value
+            break
         console.print(token.text, end="", markup=False, highlight=False)
     console.print()
-    stderr.print(f"({route})", style="dim" if route == PASS else "yellow")
-    return text
+    if reply.error is not None:
+        stderr.print(f"not answered: {reply.error}", style="red", markup=False)
+    else:
+        stderr.print(f"({reply.route})", style="dim" if reply.route == PASS else "yellow")
+    return reply

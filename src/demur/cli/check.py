@@ -13,12 +13,13 @@ from demur.cli._session import (
     manifest,
     print_rows,
     read_input,
+    refuse_overwriting,
     run_rows,
     score_bar,
 )
 from demur.workflows.answering import check_rows
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command()
@@ -41,6 +42,7 @@ def check(
 
     Example: demur check --input prompts.jsonl.gz --output verdicts.jsonl --fpr 0.01
     """
+    refuse_overwriting(input_path, output)
     rows, input_hash = read_input(text, input_path)
     engine = load_engine(model, dtype)
     guard = load_guard(engine, detector, fpr=fpr)
@@ -56,4 +58,5 @@ def _show(row: dict[str, Any]) -> Text:
         return Text(f"{row['id']}  not scored: {row['error']}", style="red")
     word = Text("flagged", style="bold red") if row["flagged"] else Text("pass   ", style="green")
     numbers = f"  score {row['score']:+.3f}  threshold {row['threshold']:+.3f}  {row['detector']}"
-    return Text.assemble(f"{row['id']}  ", score_bar(row["probability"]), "  ", word, numbers)
+    bar = score_bar(row["probability"], is_flagged=row["flagged"])
+    return Text.assemble(f"{row['id']}  ", bar, "  ", word, numbers)

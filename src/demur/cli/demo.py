@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
 from demur.cli import _options as options
 from demur.cli._session import load_engine, load_guard, score_bar, stderr
@@ -17,8 +17,9 @@ from demur.datasets import starter
 from demur.guard.exchange import plain_replies
 
 MAX_TOKENS = 32
+LABEL_WIDTH = 12
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ def demo(
     *,
     model: options.Model = "embedded",
     dtype: options.Dtype = "auto",
+    detector: options.Detectors = None,
     responder: options.Responder = "fixed_reply",
     json_lines: options.Json = False,
 ) -> None:
@@ -47,7 +49,7 @@ def demo(
     Example: demur demo --responder safety_prompt
     """
     engine = load_engine(model, dtype)
-    guard = load_guard(engine, None, fpr=None, responder=responder)
+    guard = load_guard(engine, detector, fpr=None, responder=responder)
     examples = starter.load("demo")
     sampling = Sampling(max_tokens=MAX_TOKENS)
     shown = []
@@ -63,32 +65,42 @@ def demo(
             print(json.dumps(asdict(row), ensure_ascii=False))
         return
     console = Console()
-    console.print(_table(shown, model=engine.model_id.name))
+    console.print(f"[bold]{escape(engine.model_id.name)}[/bold], guarded beside unguarded\n")
+    for row in shown:
+        console.print(_block(row, width=console.width), soft_wrap=True)
     _summarise(console, shown)
 
 
-def _table(shown: Sequence[Shown], *, model: str) -> Table:
-    table = Table(title=f"{model}, guarded beside unguarded", show_lines=True)
-    for name in ("prompt", "score", "route", "guarded", "unguarded", "prefill", "guard"):
-        table.add_column(name, justify="right" if name in ("prefill", "guard") else "left")
-    for row in shown:
-        verdict, timings = row.guarded.verdicts[0], row.guarded.timings
-        route_style = "green" if row.guarded.route == PASS else "yellow"
-        table.add_row(
-            f"[dim]{row.kind.replace('_', ' ')}[/dim]\n{escape(row.prompt)}",
-            score_bar(verdict.probability),
-            f"[{route_style}]{row.guarded.route}[/{route_style}]",
-            escape(_first_line(row.guarded.text)),
-            escape(_first_line(row.unguarded.text)),
-            f"{timings.prefill_s * 1e3:.0f} ms",
-            f"{timings.guard_s * 1e3:.2f} ms",
-        )
-    return table
+def _block(row: Shown, *, width: int) -> Text:
+    """Return the lines on one prompt: its verdict and route, both replies, the times."""
+    verdict, timings = row.guarded.verdicts[0], row.guarded.timings
+    room = width - LABEL_WIDTH - 1
+    judged = "not scored" if verdict.score is None else f"score {verdict.score:+.2f}"
+    word = "flagged" if verdict.flagged else "passes"
+    times = f"prefill {timings.prefill_s * 1e3:.0f} ms, guard {timings.guard_s * 1e3:.2f} ms"
+    lines = [
+        (row.kind.replace("_", " "), Text(_cut(row.prompt, room), style="bold")),
+        (
+            "verdict",
+            score_bar(verdict.probability, is_flagged=verdict.flagged)
+            + Text(f"  {judged}, {word} at threshold {verdict.threshold:+.2f}"),
+        ),
+        (
+            "route",
+            Text(row.guarded.route, style="green" if row.guarded.route == PASS else "yellow"),
+        ),
+        ("guarded", Text(_cut(row.guarded.text, room))),
+        ("unguarded", Text(_cut(row.unguarded.text, room))),
+        ("time", Text(times, style="dim")),
+    ]
+    labelled = [Text(f"{label:<{LABEL_WIDTH}}", style="dim") + text for label, text in lines]
+    return Text("\n").join([*labelled, Text("")])
 
 
-def _first_line(text: str, *, width: int = 72) -> str:
+def _cut(text: str, room: int) -> str:
+    """Return the first line of a text that is not blank, cut to a number of characters."""
     line = next((line for line in text.splitlines() if line.strip()), "")
-    return line if len(line) <= width else f"{line[: width - 1]}…"
+    return line if len(line) <= room else f"{line[: room - 1]}…"
 
 
 def _summarise(console: Console, shown: Sequence[Shown]) -> None:

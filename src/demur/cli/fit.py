@@ -1,6 +1,7 @@
 """Fit, calibrate and save a detector from labelled prompts."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,7 @@ from rich.markup import escape
 
 from demur.cli import _options as options
 from demur.cli._session import capture_progress, load_engine, numbers, stderr
+from demur.core.artifacts import require_replaceable
 from demur.core.errors import ConfigError
 from demur.core.examples import Example
 from demur.core.protocols import Detector
@@ -18,7 +20,7 @@ from demur.datasets import jsonl, splits
 from demur.workflows import fit as fitting
 from demur.workflows.capture import Capturer
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command()
@@ -57,30 +59,23 @@ def fit(
 
     Example: demur check "Hello" --detector my-detector
     """
-    if splits_path is None and (small or optional):
-        raise ConfigError("--small and --optional need --splits")
-    if splits_path is None:
-        rows = [example for path in data for example in jsonl.load(path)]
-        train, val = fitting.hold_out(rows, seed=seed)
-    else:
-        parts = splits.apply_splits(data, splits_path, small=small, optional=optional)
-        train, val = parts.train, parts.val
-    fitting.require_enough_groups(val, fpr)
+    require_replaceable(out)
+    chosen = None if layers is None else numbers(layers)
+    train, val = _parts(data, splits_path, small=small, optional=optional, seed=seed)
+    fitting.require_fittable(train, val, fpr)
     engine = load_engine(model, dtype)
     method: type[Detector] = load_method("detectors", detector)
     num_blocks = len(engine.loaded.parts.blocks)
-    chosen = None if layers is None else numbers(layers)
     unfitted = method(method.default_reads(num_blocks, layers=chosen))
-    capturer = Capturer(engine.loaded)
-
-    def capture(examples: Sequence[Example], of: Detector) -> Readings:
-        with capture_progress() as report:
-            chats = [example.chat for example in examples]
-            return capturer.capture(chats, of.reads, report=report).load()
-
     calibrated_on = f"{len(val)} held-out prompts of {', '.join(path.name for path in data)}"
     fitted = fitting.fit(
-        unfitted, train, val, capture=capture, fpr=fpr, calibrated_on=calibrated_on, seed=seed
+        unfitted,
+        train,
+        val,
+        capture=partial(_capture, Capturer(engine.loaded)),
+        fpr=fpr,
+        calibrated_on=calibrated_on,
+        seed=seed,
     )
     fitting.write_artifact(fitted, detector, engine=engine, train=train, val=val, out=out)
     auroc, recall = fitted.metrics["val_auroc"], fitted.metrics["val_recall_at_default"]
@@ -88,3 +83,21 @@ def fit(
         f"{escape(str(out))}: validation AUROC {auroc:.4f}, recall {recall:.3f} at the threshold "
         f"for {fpr:g}"
     )
+
+
+def _parts(
+    data: list[Path], splits_path: Path | None, *, small: bool, optional: bool, seed: int
+) -> tuple[list[Example], list[Example]]:
+    """Return what to fit on and what to calibrate on."""
+    if splits_path is not None:
+        parts = splits.apply_splits(data, splits_path, small=small, optional=optional)
+        return parts.train, parts.val
+    if small or optional:
+        raise ConfigError("--small and --optional need --splits")
+    return fitting.hold_out([row for path in data for row in jsonl.load(path)], seed=seed)
+
+
+def _capture(capturer: Capturer, examples: Sequence[Example], detector: Detector) -> Readings:
+    with capture_progress() as report:
+        chats = [example.chat for example in examples]
+        return capturer.capture(chats, detector.reads, report=report).load()

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from demur.core.registry import KINDS, methods
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command()

@@ -70,12 +70,15 @@ def demur() -> None:
 
 
 def run(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; errors of demur's own end in exit code 2."""
+    """Run the command line; errors of demur's own end in exit code 2, of the system in 1."""
     try:
         app(args=None if arguments is None else list(arguments), prog_name="demur")
     except DemurError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(2)
+    except OSError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(1)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         sys.exit(130)

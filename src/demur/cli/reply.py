@@ -13,13 +13,14 @@ from demur.cli._session import (
     manifest,
     print_rows,
     read_input,
+    refuse_overwriting,
     run_rows,
 )
 from demur.core.results import ERROR, PASS
 from demur.core.types import Sampling
 from demur.workflows.answering import reply_rows
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command()
@@ -51,6 +52,7 @@ def reply(
     Example: demur reply --input prompts.jsonl --output replies.jsonl --responder safety_prompt
     """
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed)
+    refuse_overwriting(input_path, output)
     rows, input_hash = read_input(text, input_path)
     engine = load_engine(model, dtype, max_batch=batch)
     guard = None if unguarded else load_guard(engine, detector, fpr=fpr, responder=responder)

@@ -101,6 +101,18 @@ class Artifact:
         return digest.hexdigest()
 
 
+def require_replaceable(folder: Path) -> None:
+    """Refuse a folder that holds something other than an artifact.
+
+    Raises:
+        ConfigError: It does, or it is a file.
+    """
+    if folder.is_file():
+        raise ConfigError(f"{folder} is a file: name a folder")
+    if folder.exists() and not (folder / MANIFEST).exists() and any(folder.iterdir()):
+        raise ConfigError(f"{folder} exists and is no artifact: name a new or empty folder")
+
+
 def write_whole(folder: Path, files: Mapping[str, bytes]) -> None:
     """Write a folder whole or not at all: into a neighbour first, then renamed.
 
@@ -108,11 +120,12 @@ def write_whole(folder: Path, files: Mapping[str, bytes]) -> None:
         ConfigError: The folder exists and holds something that is not an artifact.
         OSError: The disk is full, say; nothing is left behind.
     """
-    if folder.exists() and not (folder / MANIFEST).exists() and any(folder.iterdir()):
-        raise ConfigError(f"{folder} exists and is no artifact: name a new or empty folder")
+    require_replaceable(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
     old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
+    for leftover in (partial, old):  # of a killed run that had the same process id
+        shutil.rmtree(leftover, ignore_errors=True)
     try:
         partial.mkdir()
         for name, content in files.items():

@@ -53,10 +53,11 @@ class LinearReadout:
                     f"states have shape {states.shape}: expected [prompt, {weights.shape[0]}, "
                     f"{weights.shape[1]}]"
                 )
-            # One dot product a prompt, always of the same length: a matrix product would round a
-            # prompt's score differently with the number of its neighbours.
+            # One dot product a prompt: a matrix product would round a prompt's score differently
+            # with the number of its neighbours.
+            direction = self._directions[spec]
             flat = states.reshape(len(states), -1).astype(np.float64)
-            total += np.einsum("pd,d->p", flat, self._directions[spec], optimize=False)
+            total += [row @ direction for row in flat]
         return total
 
 

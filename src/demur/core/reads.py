@@ -86,13 +86,12 @@ def spread_layers(num_blocks: int, *, start: float, count: int) -> tuple[int, ..
         start: Share of the depth at which to begin, 0 to 1.
         count: How many, or all there are.
 
-    >>> spread_layers(30, start=1 / 3, count=8)
-    (10, 13, 15, 18, 21, 24, 26, 29)
+    >>> spread_layers(30, start=1 / 3, count=10)
+    (10, 12, 14, 16, 18, 20, 22, 24, 26, 29)
     """
-    first, last = round(start * num_blocks), num_blocks - 1
+    first, last = min(round(start * num_blocks), num_blocks - 1), num_blocks - 1
     steps = max(1, count - 1)
-    layers = {round(first + (last - first) * step / steps) for step in range(steps + 1)}
-    return tuple(sorted(min(layer, last) for layer in layers))
+    return tuple(sorted({first + (last - first) * step // steps for step in range(steps + 1)}))
 
 
 def read_from_dict(fields: dict[str, object]) -> Read:

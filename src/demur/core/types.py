@@ -13,6 +13,21 @@ Role = Literal["system", "user", "assistant", "tool"]
 SpanKind = Literal["system", "user", "assistant", "tool", "generation_prompt"]
 
 
+def require_unicode(text: str) -> None:
+    """Refuse what no tokenizer and no file can hold: half of a surrogate pair.
+
+    Raises:
+        DataError: The text holds one.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"character {error.start} is half of a surrogate pair, which is no valid Unicode: "
+            "remove it, or give both halves"
+        ) from error
+
+
 @dataclass(frozen=True)
 class Message:
     """One turn of a chat."""
@@ -45,6 +60,7 @@ class Chat:
         """
         if not text.strip():
             raise DataError("the prompt is empty: give a text with at least one visible character")
+        require_unicode(text)
         first = () if system is None else (Message("system", system),)
         return cls((*first, Message("user", text)))
 
@@ -82,6 +98,7 @@ def _message(number: int, message: Mapping[str, object]) -> Message:
         raise DataError(
             f"message {number} has content of type {type(content).__name__}: expected a text"
         )
+    require_unicode(content)
     return Message(role, content)  # type: ignore[arg-type]  # checked above
 
 
@@ -143,7 +160,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class ModelId:
-    """What a detector depends on: three hashes that must agree, and two names that may differ."""
+    """What a detector depends on: three hashes that must agree, and what the fingerprint judges."""
 
     architecture: str
     """Hash of the shapes: model type, number of blocks, d_model, heads, vocabulary."""
@@ -155,6 +172,9 @@ class ModelId:
     """What people call the model; never compared."""
     dtype: str
     """Number format of the weights; judged by the fingerprint, not compared."""
+    weights: str = ""
+    """Hash of a sample of every weight: tells checkpoints apart, and so keys what is kept of them.
+    When an artifact is loaded, the fingerprint judges instead."""
 
     def differences(self, other: "ModelId") -> list[str]:
         """Return the names of the hashes in which two models differ; empty if they are alike."""

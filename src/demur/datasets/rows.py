@@ -5,17 +5,18 @@ error with the line's number, before any model runs. What is well formed but can
 as an empty text, becomes a row with an error, so that the other rows go on.
 """
 
+import codecs
 import gzip
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from demur.core.errors import ConfigError, DataError
 from demur.core.examples import Example, Label
-from demur.core.types import Chat
+from demur.core.types import Chat, require_unicode
 
 LABELS: dict[object, Label] = {"unsafe": "unsafe", "safe": "safe", 1: "unsafe", 0: "safe"}
 TEXT_FIELDS = ("group", "source", "category", "kind", "split", "language", "response")
@@ -33,23 +34,41 @@ class Row:
     """Set if the line is well formed, but there is nothing in it to score."""
 
 
-def read_rows(source: Path | BinaryIO) -> list[Row]:
-    """Read all rows of a file or stream; blank lines are skipped.
+Keep = Callable[[str], bool]
+"""Says by its id whether a row is wanted; of the others nothing else is looked at."""
+
+
+def keep_all(row_id: str) -> bool:
+    """Want every row."""
+    return True
+
+
+def read_rows(source: Path | BinaryIO, *, keep: Keep = keep_all) -> list[Row]:
+    """Read the rows of a file or stream; blank lines are skipped.
+
+    Args:
+        source: JSON lines, plain or gzipped.
+        keep: Says which rows are wanted.
 
     Raises:
         ConfigError: There is no such file.
         DataError: A line is broken, or an id stands twice; the message holds the line's number.
     """
-    name = _name(source)
-    rows = [_row(number, fields, name) for number, fields in read_objects(source)]
+    rows: list[Row] = []
     first_lines: dict[str, int] = {}
-    for row in rows:
-        if row.id in first_lines:
-            raise DataError(
-                f"{name}, line {row.number}: id {row.id!r} stands in line {first_lines[row.id]} "
-                "too; give each prompt an id of its own"
-            )
-        first_lines[row.id] = row.number
+    for number, fields in read_objects(source):
+        try:
+            row_id = _row_id(number, fields)
+            if row_id in first_lines:
+                raise DataError(
+                    f"id {row_id!r} stands in line {first_lines[row_id]} too; give each prompt an "
+                    "id of its own"
+                )
+            first_lines[row_id] = number
+            if keep(row_id):
+                rows.append(_row(number, row_id, fields))
+        except DataError as error:
+            raise DataError(f"{_name(source)}, line {number}: {error}") from error
     return rows
 
 
@@ -77,7 +96,9 @@ def _name(source: Path | BinaryIO) -> str:
 def _content(source: Path | BinaryIO, name: str) -> bytes:
     try:
         content = source.read_bytes() if isinstance(source, Path) else source.read()
-        return gzip.decompress(content) if content.startswith(b"\x1f\x8b") else content
+        if content.startswith(b"\x1f\x8b"):
+            content = gzip.decompress(content)
+        return content.removeprefix(codecs.BOM_UTF8)
     except FileNotFoundError:
         raise ConfigError(f"there is no file {name}") from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
@@ -95,23 +116,23 @@ def _object(line: bytes) -> dict[str, Any]:
         raise DataError(f"broken JSON ({error.msg} at character {error.pos})") from error
     except RecursionError as error:
         raise DataError("the JSON is nested too deeply") from error
+    except ValueError as error:  # a number of thousands of digits
+        raise DataError(f"broken JSON ({error})") from error
     if not isinstance(fields, dict):
         raise DataError(f"the line holds {type(fields).__name__}: expected an object")
     return fields
 
 
-def _row(number: int, fields: dict[str, Any], name: str) -> Row:
-    try:
-        return _parsed(number, fields)
-    except DataError as error:
-        raise DataError(f"{name}, line {number}: {error}") from error
+def _row_id(number: int, fields: dict[str, Any]) -> str:
+    given = fields.get("id")
+    if given is not None and not isinstance(given, str | int):
+        raise DataError(f"id is {given!r}: expected a text or a whole number")
+    row_id = str(number) if given is None else str(given)
+    require_unicode(row_id)
+    return row_id
 
 
-def _parsed(number: int, fields: dict[str, Any]) -> Row:
-    row_id = fields.get("id")
-    if row_id is not None and not isinstance(row_id, str | int):
-        raise DataError(f"id is {row_id!r}: expected a text or a whole number")
-    name = str(number) if row_id is None else str(row_id)
+def _row(number: int, row_id: str, fields: dict[str, Any]) -> Row:
     texts = {field: _optional_text(fields, field) for field in TEXT_FIELDS}
     labels = {field: _label(fields, field) for field in ("label", "response_label")}
     system = _optional_text(fields, "system")
@@ -119,8 +140,9 @@ def _parsed(number: int, fields: dict[str, Any]) -> Row:
     try:
         chat = _chat(fields, system)
     except DataError as error:
-        return Row(number, name, None, str(error))
-    return Row(number, name, Example(name, chat, **labels, **texts), None)  # type: ignore[arg-type]
+        return Row(number, row_id, None, str(error))
+    example = Example(row_id, chat, **labels, **texts)  # type: ignore[arg-type]
+    return Row(number, row_id, example, None)
 
 
 def _refuse_wrong_content(fields: dict[str, Any]) -> None:

@@ -73,15 +73,19 @@ class Splits:
         """
         if path.name not in self._files:
             raise ConfigError(f"{self.path} places no prompt of {path.name}: is it another file's?")
-        wanted, chosen = set(splits), []
-        for example in jsonl.load(path):
-            place = self.places.get((path.name, example.id))
+        wanted = set(splits)
+
+        def is_chosen(row_id: str) -> bool:
+            place = self.places.get((path.name, row_id))
             if place is None:
-                raise DataError(f"{self.path} has no place for {example.id!r} of {path.name}")
+                raise DataError(f"{self.path} has no place for {row_id!r} of {path.name}")
             kept = place.split in wanted and (place.is_small or not small)
-            if kept and (optional or not place.is_optional):
-                chosen.append(replace(example, split=place.split))
-        return chosen
+            return kept and (optional or not place.is_optional)
+
+        return [
+            replace(example, split=self.places[path.name, example.id].split)
+            for example in jsonl.load(path, keep=is_chosen)
+        ]
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ class Linear(LinearDetector):
         reads: Pooled captures; their states are joined.
     """
 
-    c: float = 1e-4
+    c: float = 3e-4
     """Inverse strength of the L2 penalty, as scikit-learn's `C`, over 0. Small on purpose."""
     balance: Literal["sources", "labels", "none"] = "sources"
     """What weighs the same: the sources of each label, the two labels, or every prompt."""
@@ -59,8 +59,8 @@ class Linear(LinearDetector):
     def default_reads(
         cls, num_blocks: int, *, layers: tuple[int, ...] | None = None
     ) -> tuple[CaptureSpec, ...]:
-        """Return the last token at eight layers from a third of the depth on, or at `layers`."""
-        return (CaptureSpec(layers or spread_layers(num_blocks, start=1 / 3, count=8)),)
+        """Return the last token at ten layers from a third of the depth on, or at `layers`."""
+        return (CaptureSpec(layers or spread_layers(num_blocks, start=1 / 3, count=10)),)
 
     def fit(self, readings: Readings, targets: Targets, *, seed: int) -> Self:
         """Fit to labelled prompts and return self; `seed` changes nothing, the problem is convex.

@@ -58,6 +58,7 @@ class FakeEngine:
         max_batch: int = 8,
     ) -> None:
         self._num_layers = num_layers
+        self._seed = seed
         self._marker = marker
         self._strength = strength
         self._max_tokens = max_tokens
@@ -79,7 +80,14 @@ class FakeEngine:
     def model_id(self) -> ModelId:
         """What detectors are matched against."""
         shapes = f"fake-{self._num_layers}x{len(self.direction)}"
-        return ModelId(shapes, "fake-words", "fake-turns", name="fake", dtype="float32")
+        return ModelId(
+            shapes,
+            "fake-words",
+            "fake-turns",
+            name="fake",
+            dtype="float32",
+            weights=f"seed-{self._seed}",
+        )
 
     @property
     def capabilities(self) -> frozenset[type]:

@@ -8,7 +8,6 @@ the deepest module that is read, and no LM head runs.
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from demur.core.errors import ConfigError, DataError
 from demur.core.readings import Array, Readings, Values
-from demur.core.reads import CaptureSpec, Read, Texts
+from demur.core.reads import CaptureSpec, Read
 from demur.core.types import Prompt
 from demur.modeling.blocks import Parts
 
@@ -28,40 +27,80 @@ class _StopEarlyError(Exception):
     """Ends a forward pass whose remaining blocks nobody reads."""
 
 
-@dataclass
-class Recorder:
-    """Collects what hooks see during one forward pass over a (padded) batch."""
+class Slot:
+    """What is kept for one read during one forward pass over a (padded) batch.
 
-    prompts: Sequence[Prompt]
-    reads: Sequence[Read]
-    first_columns: Sequence[int]
-    """For each prompt the column of its first token: 0 unless padded on the left."""
-    seconds: float = 0.0
-    """Time spent in the hooks: selecting and pooling."""
-    kept: dict[CaptureSpec, list[dict[int, Tensor]]] = field(default_factory=dict)
-    _columns: dict[tuple[int, object], Columns] = field(default_factory=dict)
+    Args:
+        spec: The read.
+        columns: For each prompt the columns that the read wants of its row.
+    """
 
-    def take(self, spec: CaptureSpec, index: int, states: Tensor) -> None:
-        """Keep what a read wants of the output of one module.
+    def __init__(self, spec: CaptureSpec, columns: Sequence[Columns]) -> None:
+        self._spec = spec
+        self._columns = tuple(columns)
+        self._kept: list[list[Tensor | None]] = [[None] * len(spec.layers) for _ in columns]
+
+    def take(self, index: int, states: Tensor) -> None:
+        """Keep what the read wants of a module's output.
 
         Args:
-            spec: The read.
             index: Which of the read's layers this is.
-            states: Module output [prompt, column, d_model].
+            states: [prompt, column, d_model].
         """
-        rows = self.kept.setdefault(spec, [{} for _ in self.prompts])
-        for row, prompt in enumerate(self.prompts):
-            key = (row, spec.positions)
-            columns = self._columns.get(key)
-            if columns is None:
-                columns = column_selection(prompt, spec, self.first_columns[row])
-                self._columns[key] = columns
+        for row, columns in enumerate(self._columns):
             picked = states[row, columns]  # [position, d_model], or [d_model] of the last
-            if spec.pool == "none":
-                # A copy: a view would keep the whole activation of the block alive.
-                rows[row][index] = picked.clone()
-            else:
-                rows[row][index] = _pooled(picked.float(), spec)
+            if self._spec.pool != "none":
+                self._kept[row][index] = _pooled(picked.float(), self._spec)
+            else:  # a copy: a view would keep the whole activation of the block alive
+                self._kept[row][index] = picked.clone()
+
+    def values(self) -> Values:
+        """Return the read's values.
+
+        Raises:
+            DataError: The forward pass did not reach all layers of the read.
+        """
+        stacked = []
+        for row in self._kept:
+            states = [state for state in row if state is not None]
+            if len(states) < len(row):
+                raise DataError(f"the forward pass did not reach all layers of {self._spec}")
+            stacked.append(torch.stack(states))
+        if not self._spec.is_pooled:
+            return tuple(_finished(states, self._spec) for states in stacked)
+        return _finished(torch.stack(stacked), self._spec)  # [prompt, layer, d_model]
+
+
+class Recorder:
+    """Collects what hooks see during one forward pass over a (padded) batch.
+
+    Args:
+        prompts: The rows of the batch.
+        reads: What to record.
+        first_columns: For each prompt the column of its first token: 0 unless padded on the left.
+
+    Raises:
+        DataError: A prompt has no such positions.
+    """
+
+    def __init__(
+        self, prompts: Sequence[Prompt], reads: Sequence[Read], first_columns: Sequence[int]
+    ) -> None:
+        self._prompts = prompts
+        self._reads = tuple(reads)
+        self.seconds = 0.0
+        """Time spent in the hooks: selecting and pooling."""
+        self.slots = {
+            spec: Slot(
+                spec,
+                [
+                    column_selection(prompt, spec, first)
+                    for prompt, first in zip(prompts, first_columns, strict=True)
+                ],
+            )
+            for spec in self._reads
+            if isinstance(spec, CaptureSpec)
+        }
 
     def readings(self) -> Readings:
         """Return what was collected.
@@ -69,18 +108,13 @@ class Recorder:
         Raises:
             DataError: A read came to nothing, since the forward pass did not reach it.
         """
-        return Readings({read: self._values(read) for read in self.reads})
-
-    def _values(self, read: Read) -> Values:
-        if isinstance(read, Texts):
-            return tuple(prompt.chat.last_user_text for prompt in self.prompts)
-        rows = self.kept.get(read)
-        if rows is None or any(len(row) < len(read.layers) for row in rows):
-            raise DataError(f"the forward pass did not reach all layers of {read}")
-        stacked = [torch.stack([row[i] for i in range(len(read.layers))]) for row in rows]
-        if not read.is_pooled:
-            return tuple(_finished(states, read) for states in stacked)
-        return _finished(torch.stack(stacked), read)  # [prompt, layer, d_model]
+        texts = tuple(prompt.chat.last_user_text for prompt in self._prompts)
+        return Readings(
+            {
+                read: self.slots[read].values() if isinstance(read, CaptureSpec) else texts
+                for read in self._reads
+            }
+        )
 
 
 def column_selection(prompt: Prompt, spec: CaptureSpec, first_column: int) -> Columns:
@@ -145,16 +179,15 @@ def recording(
 
     Raises:
         ConfigError: A read names a layer that the model does not have.
+        DataError: A prompt has no such positions.
     """
-    recorder = Recorder(prompts, tuple(reads), first_columns or [0] * len(prompts))
-    wanted: dict[nn.Module, list[tuple[CaptureSpec, int]]] = {}
+    recorder = Recorder(prompts, reads, first_columns or [0] * len(prompts))
+    wanted: dict[nn.Module, list[tuple[Slot, int]]] = {}
     depths: dict[nn.Module, int] = {}
-    for spec in reads:
-        if not isinstance(spec, CaptureSpec):
-            continue
+    for spec, slot in recorder.slots.items():
         for index, layer in enumerate(spec.layers):
             module = parts.module(layer, spec.site)
-            wanted.setdefault(module, []).append((spec, index))
+            wanted.setdefault(module, []).append((slot, index))
             depth = len(parts.blocks) if spec.site == "final_norm" else parts.layer(layer)
             depths[module] = max(depths.get(module, 0), 2 * depth + (spec.site == "block_out"))
     deepest = max(depths, key=lambda module: depths[module], default=None)
@@ -162,8 +195,8 @@ def recording(
     def hook(module: nn.Module, _inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
         started = time.perf_counter()
         states = output if isinstance(output, Tensor) else output[0]
-        for spec, index in wanted[module]:
-            recorder.take(spec, index, states)
+        for slot, index in wanted[module]:
+            slot.take(index, states)
         recorder.seconds += time.perf_counter() - started
 
     def leave(_module: nn.Module, _inputs: object, _output: object) -> None:

@@ -7,6 +7,7 @@ unpack them: the unpacked weights are stored as bfloat16 and load in about a sec
 import hashlib
 import os
 import shutil
+import struct
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ def unpack(path: Path) -> Path:
     if folder.is_dir():
         return folder
     partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)  # of a killed run that had the same process id
     partial.mkdir(parents=True)
     try:
         _convert(path, partial)
@@ -69,7 +71,7 @@ def _convert(path: Path, folder: Path) -> None:
                 **place, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
             )
             tokenizer = AutoTokenizer.from_pretrained(**place)
-    except (ValueError, KeyError, NotImplementedError) as error:
+    except (ValueError, KeyError, NotImplementedError, IndexError, struct.error) as error:
         raise DataError(f"{path} cannot be read as a GGUF model: {error}") from error
     _restore_pre_tokenizer(tokenizer, path)
     # transformers refuses to save what it still takes for a quantised model.

@@ -4,7 +4,12 @@ import hashlib
 import json
 from typing import Any
 
+import torch
+
 from demur.core.types import ModelId
+
+VALUES_A_WEIGHT = 256
+"""Values of each parameter that are hashed, about."""
 
 _SHAPE_FIELDS = (
     "model_type",
@@ -33,7 +38,19 @@ def identify(model: Any, tokenizer: Any, *, name: str) -> ModelId:
         chat_template=_hash(tokenizer.chat_template),
         name=name,
         dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
+        weights=_hash_of_weights(model),
     )
+
+
+def _hash_of_weights(model: Any) -> str:
+    """Return a hash of evenly spaced values of every parameter: whole ones would take seconds."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        flat = parameter.detach().reshape(-1)
+        sample = flat[:: max(1, len(flat) // VALUES_A_WEIGHT)]
+        digest.update(name.encode())
+        digest.update(sample.to(torch.float32).cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _hash(value: object) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from demur.core.errors import ConfigError, DataError, MissingPackageError
@@ -120,6 +121,6 @@ def _from_pretrained(path: str, *, dtype: torch.dtype | Literal["auto"]) -> tupl
         raise ConfigError(
             f"the model {path!r} cannot be loaded: {error}. Download it first, or name a folder"
         ) from error
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, SafetensorError) as error:
         raise DataError(f"the model in {path!r} cannot be read: {error}") from error
     return model, tokenizer

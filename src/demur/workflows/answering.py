@@ -22,7 +22,7 @@ def check_rows(guard: Guard, rows: Iterable[Row]) -> Iterator[OutputRow]:
     """Score prompts one by one: a score never depends on a prompt's neighbours."""
     for row in rows:
         if row.example is None:
-            yield {"id": row.id, **_unscored(row.error)}
+            yield {"id": row.id, **_unscored(guard, row.error)}
         else:
             yield {"id": row.id, **verdict_fields(guard.check(row.example.chat))}
 
@@ -49,7 +49,7 @@ def reply_rows(
             replies = iter(plain_replies(guard, chats, sampling, request_ids=ids))
         for row in chunk:
             if row.example is None:
-                yield {"id": row.id, **_unscored(row.error), **_reply_fields(None)}
+                yield {"id": row.id, **_unscored(guard, row.error), **_reply_fields(None)}
             else:
                 reply = next(replies)
                 yield {"id": row.id, **_verdicts_of(reply), **_reply_fields(reply)}
@@ -75,26 +75,33 @@ def _plain(verdict: Verdict) -> OutputRow:
 
 
 def _verdicts_of(reply: Reply) -> OutputRow:
-    if reply.verdicts:
-        return verdict_fields(reply.verdicts)
-    fields = _unscored(reply.error)
-    return fields if reply.route == ERROR else {**fields, "flagged": None}
+    return verdict_fields(reply.verdicts) if reply.verdicts else _without_guard(reply.error)
 
 
-def _unscored(error: str | None) -> OutputRow:
-    fields: OutputRow = {
-        "score": None,
-        "probability": None,
-        "flagged": True,
-        "threshold": None,
-        "detector": None,
-    }
-    return fields if error is None else {**fields, "error": error}
+def _unscored(guard: Guard | Engine, error: str | None) -> OutputRow:
+    """Return the score fields of a row that holds nothing to score."""
+    if not isinstance(guard, Guard):
+        return _without_guard(error)
+    return verdict_fields([d.unscored(error or "") for d in guard.detectors])
+
+
+def _without_guard(error: str | None) -> OutputRow:
+    """Return score fields that are null; what could not even be read counts as flagged."""
+    fields: OutputRow = dict.fromkeys(
+        ("detector", "score", "probability", "threshold", "flagged", "has_forged_markers")
+    )
+    return fields if error is None else {**fields, "flagged": True, "error": error}
 
 
 def _reply_fields(reply: Reply | None) -> OutputRow:
     if reply is None:
-        return {"reply": "", "token_ids": [], "route": ERROR, "timings": None}
+        return {
+            "reply": "",
+            "token_ids": [],
+            "route": ERROR,
+            "finish_reason": ERROR,
+            "timings": None,
+        }
     return {
         "reply": reply.text,
         "token_ids": list(reply.token_ids),

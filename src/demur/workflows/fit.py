@@ -81,12 +81,14 @@ def hold_out(
     return train, [example for example in examples if example.group_key in held]
 
 
-def require_enough_groups(val: Sequence[Example], fpr: float) -> None:
-    """Refuse a false-positive rate that the validation prompts cannot support, before any work.
+def require_fittable(train: Sequence[Example], val: Sequence[Example], fpr: float) -> None:
+    """Refuse, before any work, prompts that no detector can be fitted on or calibrated with.
 
     Raises:
-        ConfigError: There are too few benign groups.
+        ConfigError: There are too few benign validation groups for the false-positive rate.
+        DataError: A prompt has no label, or all have the same.
     """
+    targets_of([*train, *val])
     num_groups = len({example.group_key for example in val if example.label == "safe"})
     needed = num_groups_needed(fpr)
     if num_groups < needed:
@@ -121,7 +123,7 @@ def fit(
         ConfigError: `val` has too few benign groups for `fpr`.
         DataError: Labels are missing, or of one kind only.
     """
-    require_enough_groups(val, fpr)
+    require_fittable(train, val, fpr)
     targets, val_targets = targets_of(train), targets_of(val)
     detector.fit(capture(train, detector), targets, seed=seed)
     scores = detector.decision_function(capture(val, detector))

@@ -24,10 +24,12 @@ class ResumableOutput:
         manifest: Hashes and options that decide the content; plain JSON values.
 
     Raises:
-        ConfigError: A partial file of another run lies there.
+        ConfigError: A partial file of another run lies there, or the path is a folder.
     """
 
     def __init__(self, path: Path, manifest: Mapping[str, object]) -> None:
+        if path.is_dir():
+            raise ConfigError(f"{path} is a folder: name a file for the output")
         self._path = path
         self._partial = path.with_name(f"{path.name}.partial")
         self._manifest_path = path.with_name(f"{path.name}.partial.json")
