@@ -22,7 +22,7 @@ from demur.guard.calibration import calibrate, num_groups_needed, supported_rate
 from demur.workflows.card import model_card
 
 FINGERPRINT_TOLERANCE = 0.25
-"""Of the spread (standard deviation) of the validation scores: see `docs/methods.md`."""
+"""Of the spread (standard deviation) of the validation scores: see `docs/architecture.md`."""
 
 Capture = Callable[[Sequence[Example], Detector], Readings]
 

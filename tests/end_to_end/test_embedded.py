@@ -1,0 +1,89 @@
+"""The embedded model with the packaged detector: what a newcomer meets first."""
+
+import json
+import runpy
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from demur.cli.main import run
+from demur.datasets import starter
+from demur.engines.transformers import TransformersEngine
+from demur.guard import Guard
+from demur.guard.loading import load_detector
+from demur.modeling.capture import capture
+from demur.modeling.load import load
+
+pytestmark = pytest.mark.slow
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "guard_a_model.py"
+
+
+def test_the_unpacked_model_loads_in_under_three_seconds() -> None:
+    load()
+    started = time.perf_counter()
+    load()
+    assert time.perf_counter() - started < 3
+
+
+def test_digits_are_split_as_the_models_own_pre_tokenizer_does() -> None:
+    tokenizer = load().tokenizer
+    pieces = tokenizer.convert_ids_to_tokens(
+        tokenizer(" 1984 12", add_special_tokens=False).input_ids
+    )
+    assert [piece.strip("Ġ") for piece in pieces if piece.strip("Ġ")] == list("198412")
+
+
+def test_the_packaged_detector_fits_the_embedded_model() -> None:
+    engine = TransformersEngine.load("embedded")
+    assert load_detector("pretrained", engine).name == "smollm2-135m-instruct"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_scores_hardly_depend_on_the_number_format(dtype: str) -> None:
+    engine = TransformersEngine.load("embedded", dtype=dtype)  # type: ignore[arg-type]
+    load_detector("pretrained", engine)  # raises if the fingerprint differs by its tolerance
+
+
+def test_captured_states_are_output_hidden_states_of_the_real_model() -> None:
+    engine = TransformersEngine.load("embedded", dtype="float32")
+    (read,) = Guard.load(engine).detectors[0].detector.reads
+    prompt = engine.render(starter.load("demo")[0].chat)
+    states = capture(engine.loaded.parts, [prompt], [read]).pooled(read)[0]  # type: ignore[arg-type]
+    with torch.inference_mode():
+        output = engine.loaded.model(torch.tensor([prompt.token_ids]), output_hidden_states=True)
+    for state, layer in zip(states, read.layers[:-1], strict=False):  # type: ignore[union-attr]
+        expected = output.hidden_states[layer + 1][0, -1]
+        assert torch.allclose(torch.from_numpy(state), expected, atol=1e-3, rtol=1e-4)
+
+
+def test_the_demo_shows_a_dozen_prompts_and_that_passed_replies_are_untouched(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        run(["demo"])
+    shown = capsys.readouterr().out
+    assert not end.value.code
+    assert shown.count("unguarded ") >= 12
+    assert "are identical to the unguarded ones" in shown
+
+
+def test_the_demo_flags_unsafe_prompts_and_lets_ordinary_ones_pass(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        run(["demo", "--json"])
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    routes = [(row["kind"], row["guarded"]["route"]) for row in rows]
+    assert routes.count(("ordinary", "pass")) == 3
+    assert routes.count(("unsafe", "fixed_reply")) == 3
+
+
+def test_the_example_of_the_readme_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(str(EXAMPLE))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(("True", "False"))
+    assert lines[1].startswith("pass ")
+    assert len(lines) > 2
