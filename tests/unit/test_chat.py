@@ -72,12 +72,13 @@ def test_text_that_holds_marker_tokens_is_reported() -> None:
 
 
 def test_a_safety_prompt_is_appended_to_an_existing_system_message() -> None:
-    renderer = ChatRenderer(byte_tokenizer(), name="tiny")
-    chat = renderer.with_safety_prompt(Chat.from_text("hello", system="be kind"), "be safe")
+    chat = Chat.from_text("hello", system="be kind").with_safety_prompt("be safe")
     assert chat.messages[0] == Message("system", "be kind\n\nbe safe")
-    assert renderer.with_safety_prompt(Chat.from_text("hello"), "be safe").messages[0] == Message(
-        "system", "be safe"
-    )
+
+
+def test_a_safety_prompt_becomes_the_system_message_where_there_is_none() -> None:
+    chat = Chat.from_text("hello").with_safety_prompt("be safe")
+    assert chat.messages == (Message("system", "be safe"), Message("user", "hello"))
 
 
 def test_a_chat_that_ends_in_an_assistant_turn_is_refused() -> None:

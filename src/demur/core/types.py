@@ -81,6 +81,17 @@ class Chat:
         """The content of the last user turn; empty if there is none."""
         return next((m.content for m in reversed(self.messages) if m.role == "user"), "")
 
+    def with_safety_prompt(self, text: str) -> "Chat":
+        """Return the chat with a safety prompt.
+
+        It is appended to an existing system message, or becomes one.
+        """
+        first = self.messages[0]
+        if first.role != "system":
+            return Chat((Message("system", text), *self.messages))
+        joined = Message("system", f"{first.content}\n\n{text}")
+        return Chat((joined, *self.messages[1:]))
+
     def as_messages(self) -> list[dict[str, str]]:
         """Return the turns as OpenAI-style dictionaries."""
         return [{"role": m.role, "content": m.content} for m in self.messages]

@@ -12,7 +12,7 @@ import re
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Literal
 
@@ -23,7 +23,7 @@ from demur.core.interventions import PrependText, ReplyWith
 from demur.core.protocols import Done, Event, Request, Scored, Switched, TokenOut
 from demur.core.readings import Array, Readings, Values
 from demur.core.reads import CaptureSpec, Read, Texts
-from demur.core.types import Chat, Message, ModelId, Prompt, Sampling, Span
+from demur.core.types import Chat, ModelId, Prompt, Sampling, Span
 
 __all__ = ["FakeEngine"]
 
@@ -164,7 +164,7 @@ class FakeEngine:
             yield from _replaced(request, intervention)
             return
         if isinstance(intervention, PrependText):
-            prompt = self.render(_with_safety_prompt(prompt.chat, intervention.text))
+            prompt = self.render(prompt.chat.with_safety_prompt(intervention.text))
             self._prefill(prompt, ())
         row = _Row(request.id, request.sampling, len(prompt), _reply_words(prompt.chat))
         events = self._advance(row)
@@ -289,14 +289,6 @@ def _hash_on(prefix: int, token_id: int) -> int:
 def _reply_words(chat: Chat) -> list[str]:
     system = "".join(f"[{m.content}] " for m in chat.messages if m.role == "system")
     return [word for word in _words(system + chat.last_user_text) if word not in _MARKERS]
-
-
-def _with_safety_prompt(chat: Chat, text: str) -> Chat:
-    first = chat.messages[0]
-    if first.role == "system":
-        joined = replace(first, content=f"{first.content}\n\n{text}")
-        return Chat((joined, *chat.messages[1:]))
-    return Chat((Message("system", text), *chat.messages))
 
 
 def _positions(prompt: Prompt, spec: CaptureSpec) -> list[int]:

@@ -72,17 +72,6 @@ class ChatRenderer:
             chat, text, [*spans, Span("generation_prompt", generation, len(text))]
         )
 
-    def with_safety_prompt(self, chat: Chat, text: str) -> Chat:
-        """Return the chat with a safety prompt.
-
-        It is appended to an existing system message, or becomes one.
-        """
-        first = chat.messages[0]
-        if first.role == "system":
-            joined = replace(first, content=f"{first.content}\n\n{text}")
-            return Chat((joined, *chat.messages[1:]))
-        return Chat((Message("system", text), *chat.messages))
-
     def _turns(self, chat: Chat) -> list[list[Message]]:
         """Return the template's turns, each with the messages whose contents it holds."""
         first, rest = chat.messages[0], list(chat.messages[1:])

@@ -155,7 +155,7 @@ class TransformersEngine:
 
     def _changed(self, prompt: Prompt, intervention: Intervention) -> Prompt:
         assert isinstance(intervention, PrependText), "the guard checked the capabilities"
-        return self.render(self._renderer.with_safety_prompt(prompt.chat, intervention.text))
+        return self.render(prompt.chat.with_safety_prompt(intervention.text))
 
     def _replaced(self, request: Request, intervention: ReplyWith) -> Iterator[Event]:
         ids = self._tokenizer(intervention.text, add_special_tokens=False)["input_ids"]
