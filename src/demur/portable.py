@@ -66,8 +66,11 @@ class PortableDetector:
 
         Raises:
             ConfigError: The rate was not calibrated.
+            DataError: A score is not finite.
         """
         rate = self.calibration.default_fpr if fpr is None else fpr
+        if not np.isfinite(scores).all():
+            raise DataError("a score is not finite: it can neither pass nor be flagged")
         flags: Array = np.asarray(scores) >= self.calibration.at(rate).threshold
         return flags
 

@@ -12,7 +12,6 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -123,25 +122,26 @@ def write_whole(folder: Path, files: Mapping[str, bytes]) -> None:
     require_replaceable(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
-    old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
-    for leftover in (partial, old):  # of a killed run that had the same process id
-        shutil.rmtree(leftover, ignore_errors=True)
+    old = folder.with_name(f".{folder.name}.old")
+    _settle(folder, old)  # a killed run may have left the older artifact there
+    shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir()
         for name, content in files.items():
             write_synced(partial / name, content)
         if folder.exists():
             folder.rename(old)
-        try:
-            partial.rename(folder)
-        except OSError:
-            if old.exists():
-                old.rename(folder)
-            raise
+        partial.rename(folder)
     finally:
-        for leftover in (partial, old):
-            with suppress(FileNotFoundError):
-                shutil.rmtree(leftover)
+        shutil.rmtree(partial, ignore_errors=True)
+        _settle(folder, old)
+
+
+def _settle(folder: Path, old: Path) -> None:
+    """Put the older artifact back where there is no newer one; otherwise remove it."""
+    if old.exists() and not folder.exists():
+        old.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def write_synced(path: Path, content: bytes) -> None:
@@ -162,21 +162,26 @@ def save(artifact: Artifact, folder: Path) -> None:
         name: to_bytes({key: array.copy(order="C") for key, array in arrays.items()})
         for name, arrays in ((WEIGHTS, artifact.state), (FINGERPRINT, artifact.fingerprint))
     }
+    thresholds = _as_json(asdict(artifact.calibration))
     manifest = {
         "schema_version": SCHEMA_VERSION,
         "kind": "detector",
         "method": artifact.method,
+        "version": artifact.sha256,
         "hyper_parameters": artifact.hyper_parameters,
         "model_id": artifact.model_id.as_dict(),
         "fingerprint_tolerance": artifact.fingerprint_tolerance,
-        "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in tensors.items()},
+        "sha256": {
+            name: hashlib.sha256(content).hexdigest()
+            for name, content in {**tensors, THRESHOLDS: thresholds}.items()
+        },
         "provenance": artifact.provenance,
     }
     write_whole(
         folder,
         {
             **tensors,
-            THRESHOLDS: _as_json(asdict(artifact.calibration)),
+            THRESHOLDS: thresholds,
             CARD: artifact.card.encode(),
             MANIFEST: _as_json(manifest),
         },
@@ -204,19 +209,28 @@ def read(folder: Path) -> Artifact:
             "fit the detector again or install the matching demur"
         )
     try:
-        return Artifact(
+        artifact = Artifact(
             method=manifest["method"],
             hyper_parameters=manifest["hyper_parameters"],
             model_id=ModelId(**manifest["model_id"]),
             state=_read_tensors(folder / WEIGHTS, manifest["sha256"][WEIGHTS]),
-            calibration=_calibration(_read_json(folder / THRESHOLDS)),
+            calibration=_calibration(folder / THRESHOLDS, manifest["sha256"][THRESHOLDS]),
             fingerprint=_read_tensors(folder / FINGERPRINT, manifest["sha256"][FINGERPRINT]),
             fingerprint_tolerance=float(manifest["fingerprint_tolerance"]),
             provenance=manifest["provenance"],
             card=(folder / CARD).read_text(encoding="utf-8"),
         )
-    except (KeyError, TypeError, FileNotFoundError) as error:
-        raise DataError(f"{folder} is incomplete ({error}): fit the detector again") from error
+    except DataError:
+        raise
+    except (KeyError, TypeError, ValueError, FileNotFoundError) as error:
+        message = f"{folder} is incomplete or damaged ({error}): fit the detector again"
+        raise DataError(message) from error
+    if artifact.sha256 != manifest.get("version"):
+        raise DataError(
+            f"the hyper-parameters in {folder / MANIFEST} are not those that were written: fit the "
+            "detector again or copy it anew"
+        )
+    return artifact
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -229,7 +243,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _read_tensors(path: Path, expected: str) -> dict[str, Array]:
+def _read_checked(path: Path, expected: str) -> bytes:
+    """Return a file's content, if it is what was written."""
     content = path.read_bytes()
     found = hashlib.sha256(content).hexdigest()
     if found != expected:
@@ -237,13 +252,19 @@ def _read_tensors(path: Path, expected: str) -> dict[str, Array]:
             f"{path} has sha256 {found[:12]}, expected {expected[:12]}: the artifact is truncated "
             "or was changed; fit the detector again or copy it anew"
         )
+    return content
+
+
+def _read_tensors(path: Path, expected: str) -> dict[str, Array]:
+    content = _read_checked(path, expected)
     try:
         return dict(from_bytes(content))
     except SafetensorError as error:
         raise DataError(f"{path} is no safetensors file ({error})") from error
 
 
-def _calibration(fields: dict[str, Any]) -> Calibration:
+def _calibration(path: Path, expected: str) -> Calibration:
+    fields = json.loads(_read_checked(path, expected))
     thresholds = tuple(
         Threshold(**{**t, "interval": tuple(t["interval"])}) for t in fields.pop("thresholds")
     )

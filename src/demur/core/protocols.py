@@ -211,6 +211,8 @@ class Detector(ABC):
         Raises:
             DataError: A field is unknown or missing.
         """
+        if not isinstance(fields, Mapping):
+            raise DataError(f"the hyper-parameters are {fields!r}: expected an object")
         plain = dict(fields)
         raw_reads = plain.pop("reads", None)
         if not isinstance(raw_reads, list):
@@ -261,8 +263,10 @@ class LinearDetector(Detector):
         names = [f"weights.{number}" for number in range(len(specs))]
         if set(state) != {*names, "bias"}:
             raise DataError(f"the state holds {sorted(state)}: expected {[*names, 'bias']}")
+        if state["bias"].size != 1:
+            raise DataError(f"bias has {state['bias'].size} values: expected one")
         weights = {spec: state[name] for spec, name in zip(specs, names, strict=True)}
-        self.readout_ = LinearReadout(weights, float(state["bias"].reshape(-1)[0]))
+        self.readout_ = LinearReadout(weights, float(state["bias"].item()))
         return self
 
 

@@ -24,7 +24,9 @@ class LinearReadout:
     bias: float
 
     def __post_init__(self) -> None:
-        """Refuse shapes that fit no read."""
+        """Refuse shapes that fit no read, and numbers that give no score."""
+        if not np.isfinite(self.bias):
+            raise DataError(f"the bias is {self.bias}: expected a finite number")
         for spec, weights in self.weights.items():
             if not spec.is_pooled:
                 raise DataError(f"a linear read-out needs pooled reads, got {spec}")
@@ -32,6 +34,8 @@ class LinearReadout:
                 raise DataError(
                     f"weights have shape {weights.shape}: expected [{len(spec.layers)}, d_model]"
                 )
+            if not np.isfinite(weights).all():
+                raise DataError(f"a weight of {spec} is not finite: fit the detector again")
 
     @cached_property
     def _directions(self) -> dict[CaptureSpec, Array]:
@@ -104,4 +108,6 @@ def _pooled_specs(reads: Sequence[Read]) -> list[CaptureSpec]:
     specs = [read for read in reads if isinstance(read, CaptureSpec) and read.is_pooled]
     if len(specs) < len(reads) or not specs:
         raise DataError(f"a linear detector needs pooled captures, got {list(reads)}")
+    if len(set(specs)) < len(specs):
+        raise DataError(f"a read is given twice: {list(reads)}")
     return specs

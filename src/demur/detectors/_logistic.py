@@ -47,7 +47,7 @@ def fit_standardised(
     mean = states.mean(0, dtype=np.float64)
     scale = states.std(0, dtype=np.float64)
     scale[scale < 1e-8 * np.abs(mean) + 1e-12] = np.inf  # a constant says nothing: weight 0
-    standardised = ((states - mean) / scale).astype(np.float32)
+    standardised = (states - mean) / scale  # float64: in float32 the solver stops too early
     model = LogisticRegression(C=c, max_iter=max_iterations, tol=1e-6)
     model.fit(standardised, unsafe.astype(bool), sample_weight=weights)
     folded = model.coef_[0].astype(np.float64) / scale

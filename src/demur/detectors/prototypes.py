@@ -68,10 +68,10 @@ def discriminant(moments: Moments) -> tuple[Array, float]:
     safe, unsafe = moments.means
     num_features, num_prompts = len(safe), moments.counts.sum()
     within = moments.within
-    ridge = np.trace(within) / (num_prompts - 1) if num_prompts > 1 else 0.0
-    if not ridge > 0:
+    spread, size = np.trace(within), np.trace(moments.products)
+    if not spread > 1e-12 * size:  # less than that is what rounding leaves of equal states
         raise DataError("all states of a class are alike: there is no spread to learn from")
-    within[np.diag_indices_from(within)] += ridge
+    within[np.diag_indices_from(within)] += spread / (num_prompts - 1)
     factor = np.linalg.cholesky(within)
     half = np.linalg.solve(factor, unsafe - safe)
     weights: Array = num_features * np.linalg.solve(factor.T, half)

@@ -27,6 +27,13 @@ class CalibratedDetector:
     version: str
     """Of the fitted state; goes into records and headers."""
 
+    def __post_init__(self) -> None:
+        """Refuse numbers that no score could be compared with: they would pass everything."""
+        numbers = {"threshold": self.threshold, "slope": self.slope, "intercept": self.intercept}
+        for name, value in numbers.items():
+            if not math.isfinite(value):
+                raise DataError(f"{name} of detector {self.name!r} is {value}: expected a number")
+
     @cached_property
     def _readout(self) -> LinearReadout | None:
         """The compiled form of a linear detector, so that no request compiles it again."""

@@ -66,10 +66,12 @@ def calibrate(
         default_fpr: One of the rates.
 
     Raises:
-        ConfigError: There are too few benign groups for a rate.
+        ConfigError: There are too few benign groups for a rate, or the default is not a rate.
         DataError: A score is not finite, or a label is missing.
     """
     unsafe = unsafe.astype(bool)
+    if default_fpr not in rates:
+        raise ConfigError(f"the default rate {default_fpr} is not among the rates {tuple(rates)}")
     if not np.isfinite(scores).all():
         raise DataError("a validation score is not finite: the thresholds would mean nothing")
     if unsafe.all() or not unsafe.any():

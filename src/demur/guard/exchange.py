@@ -6,12 +6,13 @@ tokens is shown.
 
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
 from demur.core.errors import DataError, DemurError
-from demur.core.protocols import Done, Engine, Event, Request, Scored, TokenOut
+from demur.core.interventions import Intervention
+from demur.core.protocols import Done, Engine, Event, Request, Scored, Switched, TokenOut
 from demur.core.results import ERROR, PASS, Reply, Timings, Token, Verdict
 from demur.core.types import Chat, Sampling
 from demur.guard.calibrated import CalibratedDetector
@@ -44,6 +45,8 @@ class Exchange:
     request: Request | None = None
     """None if the chat could not be rendered."""
     verdicts: tuple[Verdict, ...] = ()
+    awaited: Intervention | None = None
+    """Decided on, but not confirmed by the engine yet: until then no token is shown."""
     failure: DemurError | None = None
     finish_reason: str | None = None
     """None while the engine is at work."""
@@ -59,6 +62,10 @@ class Exchange:
             self.scored = event
         elif isinstance(event, Done):
             self._finish(event)
+        elif isinstance(event, Switched) and event.intervention == self.awaited:
+            self.awaited = None
+        elif isinstance(event, TokenOut) and self.awaited is not None:
+            self.fail(DemurError("the engine went on without the intervention"))
         elif isinstance(event, TokenOut) and self.route != ERROR:
             if self.first_token_at is None:
                 self.first_token_at = time.perf_counter()
@@ -73,6 +80,8 @@ class Exchange:
             self.fail(DemurError(f"the engine failed: {done.error}"))
         elif self.route == ERROR:
             self.fail(DemurError("the engine went on without asking for a decision"))
+        elif self.awaited is not None and done.reason != "scored":
+            self.fail(DemurError("the engine went on without the intervention"))
 
     def fail(self, failure: DemurError, *, cause: Exception | None = None) -> None:
         """End as an error; only the first failure counts, the later ones follow from it."""
@@ -84,7 +93,14 @@ class Exchange:
         if cause is not None:
             failure.__cause__ = cause
         if not self.verdicts:
-            self.verdicts = tuple(d.unscored(str(failure)) for d in self.detectors)
+            forged = self.request is not None and self.request.prompt.has_forged_markers
+            self.verdicts = tuple(
+                d.unscored(str(failure), has_forged_markers=forged) for d in self.detectors
+            )
+
+    def fail_by(self, error: Exception) -> None:
+        """End as an error of the engine."""
+        self.fail(DemurError(f"the engine failed: {type(error).__name__}: {error}"), cause=error)
 
     def reply(self) -> Reply:
         """Return the whole reply; an error has no text.
@@ -123,15 +139,24 @@ def tokens_of(engine: Engine, exchange: Exchange) -> Generator[Token, None, Repl
         DemurError: What went wrong, if the exchange `raises`.
     """
     if exchange.request is not None:
-        try:
-            for event in engine.run([exchange.request]):
-                token = exchange.take(event)
-                if token is not None:
-                    yield token
-        except Exception as error:
-            message = f"the engine failed: {type(error).__name__}: {error}"
-            exchange.fail(DemurError(message), cause=error)
+        for event in _until_failure(engine.run([exchange.request]), exchange.fail_by):
+            token = exchange.take(event)
+            if token is not None:
+                yield token
     return exchange.reply()
+
+
+def _until_failure(events: Iterator[Event], report: Callable[[Exception], None]) -> Iterator[Event]:
+    """Yield an engine's events; its own failure is reported and ends them."""
+    while True:
+        try:
+            event = next(events)
+        except StopIteration:
+            return
+        except Exception as error:
+            report(error)
+            return
+        yield event
 
 
 def replies_of(engine: Engine, exchanges: Iterable[Exchange]) -> Iterator[Reply]:
@@ -141,27 +166,60 @@ def replies_of(engine: Engine, exchanges: Iterable[Exchange]) -> Iterator[Reply]
         DataError: Two exchanges that run at the same time have the same id.
         DemurError: What went wrong with the next reply, if its exchange `raises`.
     """
-    pending: deque[Exchange] = deque()
-    running: dict[str, Exchange] = {}
+    queue = _Queue(exchanges)
+    for event in _until_failure(engine.run(queue.requests()), queue.fail_all):
+        queue.take(event)
+        yield from queue.complete()
+    yield from queue.rest()
 
-    def requests() -> Iterator[Request]:
-        for exchange in exchanges:
-            if exchange.id in running:
-                raise DataError(f"request id {exchange.id!r} is in use: give each its own")
-            pending.append(exchange)
-            if exchange.request is not None:
-                running[exchange.id] = exchange
-                yield exchange.request
 
-    for event in engine.run(requests()):
-        exchange = running[event.id]
-        exchange.take(event)
+class _Queue:
+    """Exchanges on their way through one run of an engine, in order."""
+
+    def __init__(self, exchanges: Iterable[Exchange]) -> None:
+        self._waiting = iter(exchanges)
+        self._pending: deque[Exchange] = deque()
+        self._running: dict[str, Exchange] = {}
+        self._refusal: Exception | None = None
+
+    def requests(self) -> Iterator[Request]:
+        """Yield the requests of the exchanges; those that could not be rendered have none."""
+        try:
+            for exchange in self._waiting:
+                if exchange.request is not None and exchange.id in self._running:
+                    raise DataError(f"request id {exchange.id!r} is in use: give each its own")
+                self._pending.append(exchange)
+                if exchange.request is not None:
+                    self._running[exchange.id] = exchange
+                    yield exchange.request
+        except Exception as error:  # the caller's, although it passes through the engine
+            self._refusal = error
+            raise
+
+    def take(self, event: Event) -> None:
+        """Hand an event to its exchange."""
+        self._running[event.id].take(event)
         if isinstance(event, Done):
-            del running[event.id]
-        while pending and pending[0].finish_reason is not None:
-            yield pending.popleft().reply()
-    for exchange in pending:
-        yield exchange.reply()
+            del self._running[event.id]
+
+    def fail_all(self, error: Exception) -> None:
+        """End what is under way or waiting as an error of the engine."""
+        if error is self._refusal:
+            raise error
+        self._pending.extend(self._waiting)
+        for exchange in self._pending:
+            if exchange.finish_reason is None:
+                exchange.fail_by(error)
+
+    def complete(self) -> Iterator[Reply]:
+        """Yield the replies that are complete, as far as those before them are."""
+        while self._pending and self._pending[0].finish_reason is not None:
+            yield self._pending.popleft().reply()
+
+    def rest(self) -> Iterator[Reply]:
+        """Yield the replies that are left when the engine has stopped."""
+        while self._pending:
+            yield self._pending.popleft().reply()
 
 
 def plain_replies(

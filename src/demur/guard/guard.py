@@ -5,7 +5,6 @@ chosen and the responder has answered; whatever goes wrong on the way leaves it 
 """
 
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal, Self, get_args
@@ -194,6 +193,10 @@ class Guard:
         except DemurError as error:
             exchange.fail(error)
             return exchange
+        except Exception as error:
+            message = f"the chat could not be rendered: {type(error).__name__}: {error}"
+            exchange.fail(DemurError(message), cause=error)
+            return exchange
         decide = partial(self._decide, exchange, prompt)
         exchange.request = Request(request_id, prompt, sampling, self._reads, decide)
         return exchange
@@ -216,6 +219,7 @@ class Guard:
             exchange.fail(DemurError(message), cause=error)
             raise
         exchange.route = route
+        exchange.awaited = intervention
         return intervention
 
     def _verdict(self, detector: CalibratedDetector, prompt: Prompt, readings: Readings) -> Verdict:
@@ -237,9 +241,8 @@ class Guard:
         errors = [verdict.error for verdict in verdicts if verdict.error is not None]
         if errors and self._on_error != "pass_unscored":
             raise DataError("; ".join(errors))
-        if errors:
-            verdicts = [v if v.error is None else replace(v, flagged=False) for v in verdicts]
-        route = self._route(verdicts)
+        scored = [verdict for verdict in verdicts if verdict.error is None]
+        route = self._route(scored) if scored else PASS
         if route == PASS:
             return PASS_UNSCORED if errors else PASS
         if route not in self._responders:

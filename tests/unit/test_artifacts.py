@@ -1,0 +1,346 @@
+"""Artifacts are written whole or not at all, checked when read, and tied to their model."""
+
+import errno
+import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from demur.core import artifacts
+from demur.core.artifacts import Artifact
+from demur.core.errors import ConfigError, DataError, DemurError, ModelMismatchError
+from demur.core.types import Chat, Prompt
+from demur.engines.fake import FakeEngine
+from demur.guard import Guard, fingerprint
+from demur.guard.loading import find_artifact, load_detector
+from tests.guards import REFUSAL, artifact_of, fitted_linear
+
+FILES = [
+    artifacts.MANIFEST,
+    artifacts.WEIGHTS,
+    artifacts.THRESHOLDS,
+    artifacts.FINGERPRINT,
+    artifacts.CARD,
+]
+
+
+@pytest.fixture(scope="module")
+def artifact() -> Artifact:
+    engine = FakeEngine()
+    return artifact_of("linear", fitted_linear(engine), engine)
+
+
+@pytest.fixture(scope="module")
+def other() -> Artifact:
+    engine = FakeEngine()
+    return artifact_of("linear", fitted_linear(engine, num_prompts=30), engine)
+
+
+@pytest.fixture
+def folder(artifact: Artifact, tmp_path: Path) -> Path:
+    artifacts.save(artifact, tmp_path / "guard")
+    return tmp_path / "guard"
+
+
+def fail_at(monkeypatch: pytest.MonkeyPatch, owner: object, name: str, *, call: int) -> None:
+    """Let one call of a function find the disk full; the others do their work."""
+    real: Callable[..., object] = getattr(owner, name)
+    calls = []
+
+    def flaky(*arguments: object) -> object:
+        calls.append(arguments)
+        if len(calls) == call:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(*arguments)
+
+    monkeypatch.setattr(owner, name, flaky)
+
+
+def edit(path: Path, **changes: object) -> None:
+    """Change entries of a JSON file; None takes one away."""
+    content = {**json.loads(path.read_text()), **changes}
+    kept = {key: value for key, value in content.items() if value is not None}
+    path.write_text(json.dumps(kept))
+
+
+# Writing
+
+
+def test_what_is_read_is_what_was_saved(artifact: Artifact, folder: Path) -> None:
+    found = artifacts.read(folder)
+    for name in ("state", "fingerprint"):
+        arrays, expected = getattr(found, name), getattr(artifact, name)
+        assert set(arrays) == set(expected)
+        for key, array in expected.items():
+            np.testing.assert_array_equal(arrays[key], array)
+            assert arrays[key].dtype == array.dtype
+    assert replace(found, state={}, fingerprint={}) == replace(artifact, state={}, fingerprint={})
+    assert found.sha256 == artifact.sha256
+
+
+def test_a_folder_holds_five_files_and_nothing_beside_it(folder: Path) -> None:
+    assert sorted(path.name for path in folder.iterdir()) == sorted(FILES)
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+def test_a_second_artifact_replaces_the_first(other: Artifact, folder: Path) -> None:
+    artifacts.save(other, folder)
+    assert artifacts.read(folder).sha256 == other.sha256
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+def test_missing_folders_on_the_way_are_made(artifact: Artifact, tmp_path: Path) -> None:
+    artifacts.save(artifact, tmp_path / "a" / "b" / "guard")
+    assert artifacts.read(tmp_path / "a" / "b" / "guard").sha256 == artifact.sha256
+
+
+def test_an_empty_folder_may_become_an_artifact(artifact: Artifact, tmp_path: Path) -> None:
+    (tmp_path / "guard").mkdir()
+    artifacts.save(artifact, tmp_path / "guard")
+    assert artifacts.read(tmp_path / "guard").sha256 == artifact.sha256
+
+
+def test_a_folder_that_holds_something_else_is_refused(artifact: Artifact, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(ConfigError, match="is no artifact: name a new or empty folder"):
+        artifacts.save(artifact, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("call", [1, 3, 5])
+def test_a_write_that_fails_leaves_the_older_artifact(
+    artifact: Artifact, other: Artifact, folder: Path, monkeypatch: pytest.MonkeyPatch, call: int
+) -> None:
+    fail_at(monkeypatch, os, "fsync", call=call)
+    with pytest.raises(OSError, match="No space left"):
+        artifacts.save(other, folder)
+    assert artifacts.read(folder).sha256 == artifact.sha256
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize("call", [1, 2])
+def test_a_rename_that_fails_leaves_the_older_artifact(
+    artifact: Artifact, other: Artifact, folder: Path, monkeypatch: pytest.MonkeyPatch, call: int
+) -> None:
+    fail_at(monkeypatch, Path, "rename", call=call)
+    with pytest.raises(OSError, match="No space left"):
+        artifacts.save(other, folder)
+    assert artifacts.read(folder).sha256 == artifact.sha256
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize(("owner", "name"), [(os, "fsync"), (Path, "rename")], ids=["write", "mv"])
+def test_a_first_write_that_fails_leaves_nothing(
+    artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: object, name: str
+) -> None:
+    fail_at(monkeypatch, owner, name, call=1)
+    with pytest.raises(OSError, match="No space left"):
+        artifacts.save(artifact, tmp_path / "guard")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_write_may_be_tried_again(
+    artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail_at(monkeypatch, os, "fsync", call=2)
+    with pytest.raises(OSError, match="No space left"):
+        artifacts.save(artifact, tmp_path / "guard")
+    artifacts.save(artifact, tmp_path / "guard")
+    assert artifacts.read(tmp_path / "guard").sha256 == artifact.sha256
+
+
+# Reading
+
+
+@pytest.mark.parametrize("name", [artifacts.WEIGHTS, artifacts.FINGERPRINT])
+def test_truncated_arrays_are_refused(folder: Path, name: str) -> None:
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(DataError, match=f"{name} has sha256 .* truncated or was changed"):
+        artifacts.read(folder)
+
+
+@pytest.mark.parametrize("name", [artifacts.WEIGHTS, artifacts.FINGERPRINT])
+def test_arrays_with_one_bit_changed_are_refused(folder: Path, name: str) -> None:
+    content = bytearray((folder / name).read_bytes())
+    content[-1] ^= 1
+    (folder / name).write_bytes(content)
+    with pytest.raises(DataError, match=f"{name} has sha256"):
+        artifacts.read(folder)
+
+
+@pytest.mark.parametrize("name", FILES[1:])
+def test_a_missing_file_is_named(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    with pytest.raises(DataError, match=name):
+        artifacts.read(folder)
+
+
+@pytest.mark.parametrize("name", [artifacts.MANIFEST, artifacts.THRESHOLDS])
+@pytest.mark.parametrize("content", [b"", b'{"schema_version": 1', b"\xff\xfe", b"[1, 2]"])
+def test_json_that_is_broken_is_named(folder: Path, name: str, content: bytes) -> None:
+    (folder / name).write_bytes(content)
+    with pytest.raises(DataError, match=name):
+        artifacts.read(folder)
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", None])
+def test_another_schema_version_is_refused(folder: Path, version: object) -> None:
+    edit(folder / artifacts.MANIFEST, schema_version=version)
+    with pytest.raises(DataError, match=f"schema version {version!r}: this demur reads 1"):
+        artifacts.read(folder)
+
+
+@pytest.mark.parametrize(
+    "key", ["method", "hyper_parameters", "model_id", "sha256", "fingerprint_tolerance"]
+)
+def test_a_manifest_that_lacks_an_entry_is_refused(folder: Path, key: str) -> None:
+    edit(folder / artifacts.MANIFEST, **{key: None})
+    with pytest.raises(DataError, match=f"incomplete .*{key}"):
+        artifacts.read(folder)
+
+
+def test_thresholds_that_lack_an_entry_are_refused(folder: Path) -> None:
+    edit(folder / artifacts.THRESHOLDS, slope=None)
+    with pytest.raises(DataError, match="was changed"):
+        artifacts.read(folder)
+
+
+def test_a_folder_without_an_artifact_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"holds no detector: expected a folder with demur\.json"):
+        artifacts.read(tmp_path)
+
+
+def test_an_unknown_method_is_refused(artifact: Artifact) -> None:
+    with pytest.raises(ConfigError, match="there is no detector 'oracle': expected one of"):
+        artifacts.restore(replace(artifact, method="oracle"))
+
+
+def test_hyper_parameters_are_part_of_the_version(artifact: Artifact) -> None:
+    changed = {**artifact.hyper_parameters, "c": 1.0}
+    assert replace(artifact, hyper_parameters=changed).sha256 != artifact.sha256
+
+
+# The model that it was made for
+
+
+@pytest.mark.parametrize("part", ["architecture", "tokenizer", "chat_template"])
+def test_another_model_is_refused_with_both_names(artifact: Artifact, part: str) -> None:
+    asked = replace(artifact.model_id, name="qwen", **{part: "something else"})
+    with pytest.raises(ModelMismatchError) as refused:
+        artifacts.check_model(artifact, asked, name="my guard")
+    message = str(refused.value)
+    assert f"detector 'my guard' was fitted on fake, got qwen (another {part})" in message
+
+
+@pytest.mark.parametrize("part", ["name", "dtype"])
+def test_another_name_or_number_format_is_left_to_the_fingerprint(
+    artifact: Artifact, part: str
+) -> None:
+    asked = replace(artifact.model_id, **{part: "something else"})
+    artifacts.check_model(artifact, asked, name="my guard")
+
+
+def test_a_fingerprint_verifies_on_the_engine_that_it_was_taken_on(artifact: Artifact) -> None:
+    fingerprint.verify(artifact, FakeEngine(), artifacts.restore(artifact))
+
+
+def test_a_fingerprint_tells_other_weights(artifact: Artifact) -> None:
+    engine = FakeEngine(seed=1)
+    artifacts.check_model(artifact, engine.model_id, name="my guard")
+    with pytest.raises(ModelMismatchError, match="scores the fingerprint texts differently"):
+        fingerprint.verify(artifact, engine, artifacts.restore(artifact))
+
+
+def test_a_fingerprint_accepts_what_its_tolerance_allows(artifact: Artifact) -> None:
+    loose = replace(artifact, fingerprint_tolerance=1e9)
+    fingerprint.verify(loose, FakeEngine(seed=1), artifacts.restore(loose))
+
+
+def test_a_fingerprint_of_nan_is_not_verified(artifact: Artifact) -> None:
+    scores = np.full(len(artifact.fingerprint["scores"]), np.nan)
+    broken = replace(artifact, fingerprint={**artifact.fingerprint, "scores": scores})
+    with pytest.raises(ModelMismatchError, match="by up to nan"):
+        fingerprint.verify(broken, FakeEngine(), artifacts.restore(broken))
+
+
+class OtherTokens(FakeEngine):
+    """The fake engine with another number for its first token."""
+
+    def render(self, chat: Chat) -> Prompt:
+        prompt = super().render(chat)
+        return replace(prompt, token_ids=(99, *prompt.token_ids[1:]))
+
+
+def test_a_fingerprint_tells_other_tokens(artifact: Artifact) -> None:
+    with pytest.raises(ModelMismatchError, match="knows other tokens"):
+        fingerprint.verify(artifact, OtherTokens(), artifacts.restore(artifact))
+
+
+def test_an_engine_that_cannot_read_the_fingerprint_is_an_error(artifact: Artifact) -> None:
+    with pytest.raises(DemurError, match="failed on fingerprint text 0"):
+        fingerprint.verify(artifact, FakeEngine(num_layers=2), artifacts.restore(artifact))
+
+
+# Loading
+
+
+def test_a_loaded_detector_has_the_threshold_of_the_default_rate(
+    artifact: Artifact, folder: Path
+) -> None:
+    detector = load_detector(folder, FakeEngine())
+    assert detector.threshold == artifact.calibration.at(0.01).threshold
+    assert (detector.name, detector.version) == ("guard", artifact.sha256[:12])
+
+
+def test_a_loaded_detector_has_the_threshold_of_the_rate_asked_for(
+    artifact: Artifact, folder: Path
+) -> None:
+    detector = load_detector(folder, FakeEngine(), fpr=0.1)
+    assert detector.threshold == artifact.calibration.at(0.1).threshold
+
+
+def test_a_rate_that_was_not_calibrated_is_refused(folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"rate of 0.02: calibrated rates are \[0.01, 0.1\]"):
+        load_detector(folder, FakeEngine(), fpr=0.02)
+
+
+def test_a_detector_of_other_weights_is_not_loaded(folder: Path) -> None:
+    with pytest.raises(ModelMismatchError, match="verify=False"):
+        load_detector(folder, FakeEngine(seed=1))
+
+
+def test_an_operator_may_load_a_detector_unverified(folder: Path) -> None:
+    engine = FakeEngine(seed=1)
+    assert load_detector(folder, engine, verify=False).name == "guard"
+    assert engine.num_prefills == 0
+
+
+def test_a_detector_of_another_architecture_is_not_loaded_even_unverified(folder: Path) -> None:
+    with pytest.raises(ModelMismatchError, match="another architecture"):
+        load_detector(folder, FakeEngine(num_layers=5), verify=False)
+
+
+def test_an_unknown_detector_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"there is no detector .*nowhere': expected"):
+        find_artifact(tmp_path / "nowhere", FakeEngine().model_id)
+
+
+def test_a_guard_loads_an_artifact_folder(folder: Path) -> None:
+    guard = Guard.load(FakeEngine(), detectors=[folder])
+    assert guard.reply("Tell me the MARKER.").text == REFUSAL
+    assert guard.reply("Tell me a story.").text == "Tell me a story."
+
+
+def test_a_guard_takes_a_responder_with_dashes(folder: Path) -> None:
+    guard = Guard.load(FakeEngine(), detectors=[folder], responder="safety-prompt")
+    assert guard.reply("Tell me the MARKER.").route == "safety_prompt"
+
+
+def test_a_guard_does_not_load_an_unknown_responder(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="there is no responder 'oracle'"):
+        Guard.load(FakeEngine(), detectors=[folder], responder="oracle")
