@@ -41,13 +41,22 @@ class Readings:
             CapabilityError: The read was not captured.
             DataError: A state is not finite.
         """
+        states = self.captured(spec)
+        if not np.isfinite(states).all():
+            raise DataError("a captured state is not finite: check the model's dtype and weights")
+        return states
+
+    def captured(self, spec: CaptureSpec) -> Array:
+        """Return the states of a pooled read as they are: for who checks what comes of them.
+
+        Raises:
+            CapabilityError: The read was not captured.
+        """
         states = self.values.get(spec)
         if not isinstance(states, np.ndarray):
             raise CapabilityError(
                 f"these readings do not hold {spec}: they hold {list(self.values)}"
             )
-        if not np.isfinite(states).all():
-            raise DataError("a captured state is not finite: check the model's dtype and weights")
         return states
 
     def ragged(self, spec: CaptureSpec) -> tuple[Array, ...]:

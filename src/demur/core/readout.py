@@ -4,6 +4,7 @@ A score is `bias + sum over reads and layers of weights . state`: what standardi
 layers and several read-outs all fold into. vLLM, `demur.portable` and the fingerprint share it.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -49,20 +50,23 @@ class LinearReadout:
             CapabilityError: A read is missing.
             DataError: A state is not finite, or its shape does not fit the weights.
         """
-        total = np.full(len(readings), self.bias, dtype=np.float64)
-        for spec, weights in self.weights.items():
-            states = readings.pooled(spec)  # [prompt, layer, d_model]
-            if states.shape[1:] != weights.shape:
+        scores = [self.bias] * len(readings)
+        for spec, direction in self._directions.items():
+            states = readings.captured(spec)  # [prompt, layer, d_model]
+            if states.shape[1:] != self.weights[spec].shape:
                 raise DataError(
-                    f"states have shape {states.shape}: expected [prompt, {weights.shape[0]}, "
-                    f"{weights.shape[1]}]"
+                    f"states have shape {states.shape}: expected [prompt, layer, d_model] with "
+                    f"{self.weights[spec].shape}"
                 )
+            flat = states.reshape(len(states), -1).astype(np.float64)
             # One dot product a prompt: a matrix product would round a prompt's score differently
             # with the number of its neighbours.
-            direction = self._directions[spec]
-            flat = states.reshape(len(states), -1).astype(np.float64)
-            total += [row @ direction for row in flat]
-        return total
+            for number, row in enumerate(flat):
+                scores[number] += float(np.dot(row, direction))
+        # Whatever is not finite in a state is not finite in its score: one look is enough.
+        if not all(map(math.isfinite, scores)):
+            raise DataError("a captured state is not finite: check the model's dtype and weights")
+        return np.array(scores, dtype=np.float64)
 
 
 def joined(readings: Readings, reads: Sequence[Read], *, num_prompts: int) -> Array:

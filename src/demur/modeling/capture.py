@@ -7,7 +7,7 @@ the deepest module that is read, and no LM head runs.
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -60,15 +60,15 @@ class Slot:
         Raises:
             DataError: The forward pass did not reach all layers of the read.
         """
-        stacked = []
-        for row in self._kept:
-            states = [state for state in row if state is not None]
-            if len(states) < len(row):
-                raise DataError(f"the forward pass did not reach all layers of {self._spec}")
-            stacked.append(torch.stack(states))
-        if not self._spec.is_pooled:
-            return tuple(_finished(states, self._spec) for states in stacked)
-        return _finished(torch.stack(stacked), self._spec)  # [prompt, layer, d_model]
+        kept = [state for row in self._kept for state in row if state is not None]
+        num_layers = len(self._spec.layers)
+        if len(kept) < num_layers * len(self._kept):
+            raise DataError(f"the forward pass did not reach all layers of {self._spec}")
+        if self._spec.is_pooled:
+            joined = torch.cat(kept).view(len(self._kept), num_layers, -1)
+            return _finished(joined, self._spec)  # [prompt, layer, d_model]
+        rows = [kept[start : start + num_layers] for start in range(0, len(kept), num_layers)]
+        return tuple(_finished(torch.stack(row), self._spec) for row in rows)
 
 
 class Recorder:
@@ -108,13 +108,12 @@ class Recorder:
         Raises:
             DataError: A read came to nothing, since the forward pass did not reach it.
         """
-        texts = tuple(prompt.chat.last_user_text for prompt in self._prompts)
-        return Readings(
-            {
-                read: self.slots[read].values() if isinstance(read, CaptureSpec) else texts
-                for read in self._reads
-            }
-        )
+        return Readings({read: self._values(read) for read in self._reads})
+
+    def _values(self, read: Read) -> Values:
+        if isinstance(read, CaptureSpec):
+            return self.slots[read].values()
+        return tuple(prompt.chat.last_user_text for prompt in self._prompts)
 
 
 def column_selection(prompt: Prompt, spec: CaptureSpec, first_column: int) -> Columns:
@@ -183,14 +182,10 @@ def recording(
     """
     recorder = Recorder(prompts, reads, first_columns or [0] * len(prompts))
     wanted: dict[nn.Module, list[tuple[Slot, int]]] = {}
-    depths: dict[nn.Module, int] = {}
     for spec, slot in recorder.slots.items():
         for index, layer in enumerate(spec.layers):
-            module = parts.module(layer, spec.site)
-            wanted.setdefault(module, []).append((slot, index))
-            depth = len(parts.blocks) if spec.site == "final_norm" else parts.layer(layer)
-            depths[module] = max(depths.get(module, 0), 2 * depth + (spec.site == "block_out"))
-    deepest = max(depths, key=lambda module: depths[module], default=None)
+            wanted.setdefault(parts.module(layer, spec.site), []).append((slot, index))
+    deepest = _deepest(parts, list(recorder.slots)) if stop_early and wanted else None
 
     def hook(module: nn.Module, _inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
         started = time.perf_counter()
@@ -202,35 +197,25 @@ def recording(
     def leave(_module: nn.Module, _inputs: object, _output: object) -> None:
         raise _StopEarlyError
 
-    with ExitStack() as stack:
+    handles: list[torch.utils.hooks.RemovableHandle] = []
+    try:
         for module in wanted:
-            stack.enter_context(_removed(module.register_forward_hook(hook)))
-        if stop_early and deepest is not None:
-            last = _outermost(parts, deepest)
-            stack.enter_context(_removed(last.register_forward_hook(leave)))
-            stack.enter_context(_caught())
+            handles.append(module.register_forward_hook(hook))
+        if deepest is not None:
+            handles.append(deepest.register_forward_hook(leave))
         yield recorder
-
-
-def _outermost(parts: Parts, module: nn.Module) -> nn.Module:
-    """Return the block that holds a module, so that all its parts are read before the pass ends."""
-    return next((block for block in parts.blocks if module in set(block.modules())), module)
-
-
-@contextmanager
-def _removed(handle: torch.utils.hooks.RemovableHandle) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-@contextmanager
-def _caught() -> Iterator[None]:
-    try:
-        yield
     except _StopEarlyError:
         return
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _deepest(parts: Parts, specs: Sequence[CaptureSpec]) -> nn.Module:
+    """Return the last block, or the final norm, that a read needs: the pass may end after it."""
+    if any(spec.site == "final_norm" for spec in specs):
+        return parts.final_norm
+    return parts.blocks[max(parts.layer(layer) for spec in specs for layer in spec.layers)]
 
 
 @torch.inference_mode()
