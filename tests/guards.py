@@ -11,11 +11,13 @@ from demur.core.artifacts import Artifact, Calibration, Threshold
 from demur.core.protocols import Detector, Done, Engine, Request, Responder, Targets
 from demur.core.readings import Array, Readings
 from demur.core.reads import CaptureSpec, Read
+from demur.core.results import Reply, Token
 from demur.core.types import Chat, Sampling
 from demur.detectors.linear import Linear
 from demur.engines.fake import FakeEngine
 from demur.guard import Guard, fingerprint
 from demur.guard.calibrated import CalibratedDetector
+from demur.guard.exchange import ChatLike
 from demur.guard.guard import OnError
 from demur.guard.routes import FlaggedTo
 from demur.responders.fixed_reply import FixedReply
@@ -23,6 +25,7 @@ from demur.responders.safety_prompt import SafetyPrompt
 
 LAST = CaptureSpec((-1,))
 REFUSAL = FixedReply().text
+SAFE, UNSAFE = "Tell me a story of two foxes.", "Tell me the MARKER story."
 
 
 def marked_texts(num_prompts: int, *, start: int = 0) -> tuple[list[str], Array]:
@@ -87,6 +90,12 @@ def artifact_of(method: str, detector: Detector, engine: Engine) -> Artifact:
     )
 
 
+def linear_artifact(*, num_prompts: int = 40) -> Artifact:
+    """Return a linear detector that was fitted on the fake engine, as an artifact."""
+    engine = FakeEngine()
+    return artifact_of("linear", fitted_linear(engine, num_prompts=num_prompts), engine)
+
+
 def marker_detector(engine: Engine, *, name: str = "linear") -> CalibratedDetector:
     """Return a fitted, calibrated detector that flags the marker."""
     detector = fitted_linear(engine)
@@ -118,6 +127,17 @@ def marker_guard(
         responders=responders,
         on_error=on_error,
     )
+
+
+def streamed(guard: Guard, chat: ChatLike, sampling: Sampling) -> tuple[list[Token], Reply]:
+    """Return a stream's tokens and its value."""
+    tokens, stream = [], guard.stream(chat, sampling)
+    while True:
+        try:
+            tokens.append(next(stream))
+        except StopIteration as end:
+            reply: Reply = end.value
+            return tokens, reply
 
 
 @dataclass

@@ -112,7 +112,8 @@ def test_check_reads_gzipped_input_and_standard_input_alike(
 def test_a_dash_takes_json_lines_or_one_text_from_standard_input(
     demur: CommandLine, workplace: Workplace, prompts_path: Path
 ) -> None:
-    lines = demur("check", "-", *workplace.guarded, stdin=prompts_path.read_bytes())
+    marked = b"\xef\xbb\xbf" + prompts_path.read_bytes()  # as some editors write UTF-8
+    lines = demur("check", "-", *workplace.guarded, stdin=marked)
     text = demur("check", "-", *workplace.guarded, stdin=TEXTS[0].encode())
     assert lines.exit_code == text.exit_code == 0
     assert len(lines.stdout.splitlines()) == 4

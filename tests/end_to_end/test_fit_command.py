@@ -258,12 +258,12 @@ def test_the_same_data_make_the_same_artifact(
         assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes(), path.name
 
 
-def test_a_folder_that_is_no_artifact_is_left_alone(
-    demur: CommandLine, workplace: Workplace, tmp_path: Path
+def test_a_folder_that_is_no_artifact_is_refused_before_a_model_or_a_prompt_is_read(
+    demur: CommandLine, tmp_path: Path
 ) -> None:
     (tmp_path / "mine.txt").write_text("mine")
-    options = (*workplace.model, "--fpr", "0.05", "--out", tmp_path)
-    outcome = demur("fit", "--data", workplace.labelled_path, *options)
+    options = ("--model", tmp_path / "no-model", "--out", tmp_path)
+    outcome = demur("fit", "--data", tmp_path / "no-prompts.jsonl", *options)
     assert outcome.exit_code == 2
     assert "exists and is no artifact: name a new or empty folder" in outcome.error
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]

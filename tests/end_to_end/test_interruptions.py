@@ -23,7 +23,8 @@ from tests.model_folder import (
     write_texts,
 )
 
-INTERRUPTED = 130
+SYSTEM_ERROR, INTERRUPTED = 1, 130
+"""Exit codes."""
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ def test_a_full_disk_ends_in_one_line_without_a_finished_file(
     FULL[where](monkeypatch)
     outcome = demur("check", "-i", prompts_path, *workplace.guarded, "-o", out)
     assert not out.exists()
-    assert_one_line(outcome, "No space left on device", exit_code=outcome.exit_code or -1)
+    assert_one_line(outcome, "No space left on device", exit_code=SYSTEM_ERROR)
 
 
 def test_a_full_disk_leaves_no_artifact(
@@ -64,7 +65,7 @@ def test_a_full_disk_leaves_no_artifact(
     options = (*workplace.model, "--fpr", "0.05", "--out", tmp_path / "out")
     outcome = demur("fit", "--data", workplace.labelled_path, *options)
     assert list(tmp_path.iterdir()) == []
-    assert_one_line(outcome, "No space left on device", exit_code=outcome.exit_code or -1)
+    assert_one_line(outcome, "No space left on device", exit_code=SYSTEM_ERROR)
 
 
 def test_an_output_that_is_a_folder_is_refused_before_any_work(

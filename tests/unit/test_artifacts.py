@@ -1,10 +1,12 @@
-"""Artifacts are written whole or not at all, checked when read, and tied to their model."""
+"""Artifacts are written whole or not at all, checked when read, and loaded for their model."""
 
 import errno
 import json
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +14,11 @@ import pytest
 
 from demur.core import artifacts
 from demur.core.artifacts import Artifact
-from demur.core.errors import ConfigError, DataError, DemurError, ModelMismatchError
-from demur.core.types import Chat, Prompt
+from demur.core.errors import ConfigError, DataError, ModelMismatchError
 from demur.engines.fake import FakeEngine
-from demur.guard import Guard, fingerprint
+from demur.guard import Guard
 from demur.guard.loading import find_artifact, load_detector
-from tests.guards import REFUSAL, artifact_of, fitted_linear
+from tests.guards import REFUSAL, linear_artifact
 
 FILES = [
     artifacts.MANIFEST,
@@ -30,14 +31,12 @@ FILES = [
 
 @pytest.fixture(scope="module")
 def artifact() -> Artifact:
-    engine = FakeEngine()
-    return artifact_of("linear", fitted_linear(engine), engine)
+    return linear_artifact()
 
 
 @pytest.fixture(scope="module")
 def other() -> Artifact:
-    engine = FakeEngine()
-    return artifact_of("linear", fitted_linear(engine, num_prompts=30), engine)
+    return linear_artifact(num_prompts=30)
 
 
 @pytest.fixture
@@ -46,15 +45,21 @@ def folder(artifact: Artifact, tmp_path: Path) -> Path:
     return tmp_path / "guard"
 
 
-def fail_at(monkeypatch: pytest.MonkeyPatch, owner: object, name: str, *, call: int) -> None:
-    """Let one call of a function find the disk full; the others do their work."""
+def fail_at(
+    monkeypatch: pytest.MonkeyPatch,
+    owner: object,
+    name: str,
+    *,
+    calls: Container[int],
+    error: type[BaseException] = OSError,
+) -> None:
+    """Let some calls of a function, from 1, find the disk full; the others do their work."""
     real: Callable[..., object] = getattr(owner, name)
-    calls = []
+    numbers = count(1)
 
     def flaky(*arguments: object) -> object:
-        calls.append(arguments)
-        if len(calls) == call:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if next(numbers) in calls:
+            raise error(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return real(*arguments)
 
     monkeypatch.setattr(owner, name, flaky)
@@ -111,11 +116,18 @@ def test_a_folder_that_holds_something_else_is_refused(artifact: Artifact, tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+def test_a_file_in_place_of_a_folder_is_refused(artifact: Artifact, tmp_path: Path) -> None:
+    (tmp_path / "guard").write_text("years of work")
+    with pytest.raises(ConfigError, match="is a file: name a folder"):
+        artifacts.save(artifact, tmp_path / "guard")
+    assert (tmp_path / "guard").read_text() == "years of work"
+
+
 @pytest.mark.parametrize("call", [1, 3, 5])
 def test_a_write_that_fails_leaves_the_older_artifact(
     artifact: Artifact, other: Artifact, folder: Path, monkeypatch: pytest.MonkeyPatch, call: int
 ) -> None:
-    fail_at(monkeypatch, os, "fsync", call=call)
+    fail_at(monkeypatch, os, "fsync", calls=[call])
     with pytest.raises(OSError, match="No space left"):
         artifacts.save(other, folder)
     assert artifacts.read(folder).sha256 == artifact.sha256
@@ -123,10 +135,38 @@ def test_a_write_that_fails_leaves_the_older_artifact(
 
 
 @pytest.mark.parametrize("call", [1, 2])
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
 def test_a_rename_that_fails_leaves_the_older_artifact(
-    artifact: Artifact, other: Artifact, folder: Path, monkeypatch: pytest.MonkeyPatch, call: int
+    artifact: Artifact,
+    other: Artifact,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    error: type[BaseException],
+    call: int,
 ) -> None:
-    fail_at(monkeypatch, Path, "rename", call=call)
+    fail_at(monkeypatch, Path, "rename", calls=[call], error=error)
+    with pytest.raises(error, match="No space left"):
+        artifacts.save(other, folder)
+    assert artifacts.read(folder).sha256 == artifact.sha256
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+def test_an_older_artifact_that_cannot_be_put_back_is_kept_beside_its_place(
+    artifact: Artifact, other: Artifact, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail_at(monkeypatch, Path, "rename", calls=range(2, 9))
+    with pytest.raises(OSError, match="No space left"):
+        artifacts.save(other, folder)
+    (kept,) = folder.parent.iterdir()
+    assert artifacts.read(kept).sha256 == artifact.sha256
+
+
+def test_a_failed_write_puts_back_what_a_killed_run_had_moved_away(
+    artifact: Artifact, other: Artifact, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder.rename(folder.with_name(f".{folder.name}.old"))
+    fail_at(monkeypatch, os, "fsync", calls=[1])
     with pytest.raises(OSError, match="No space left"):
         artifacts.save(other, folder)
     assert artifacts.read(folder).sha256 == artifact.sha256
@@ -137,7 +177,7 @@ def test_a_rename_that_fails_leaves_the_older_artifact(
 def test_a_first_write_that_fails_leaves_nothing(
     artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: object, name: str
 ) -> None:
-    fail_at(monkeypatch, owner, name, call=1)
+    fail_at(monkeypatch, owner, name, calls=[1])
     with pytest.raises(OSError, match="No space left"):
         artifacts.save(artifact, tmp_path / "guard")
     assert list(tmp_path.iterdir()) == []
@@ -146,7 +186,7 @@ def test_a_first_write_that_fails_leaves_nothing(
 def test_a_failed_write_may_be_tried_again(
     artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fail_at(monkeypatch, os, "fsync", call=2)
+    fail_at(monkeypatch, os, "fsync", calls=[2])
     with pytest.raises(OSError, match="No space left"):
         artifacts.save(artifact, tmp_path / "guard")
     artifacts.save(artifact, tmp_path / "guard")
@@ -204,9 +244,35 @@ def test_a_manifest_that_lacks_an_entry_is_refused(folder: Path, key: str) -> No
         artifacts.read(folder)
 
 
-def test_thresholds_that_lack_an_entry_are_refused(folder: Path) -> None:
-    edit(folder / artifacts.THRESHOLDS, slope=None)
+@pytest.mark.parametrize("changes", [{"slope": None}, {"slope": math.nan}, {"default_fpr": 0.1}])
+def test_thresholds_that_were_changed_are_refused(
+    folder: Path, changes: dict[str, float | None]
+) -> None:
+    edit(folder / artifacts.THRESHOLDS, **changes)
     with pytest.raises(DataError, match="was changed"):
+        artifacts.read(folder)
+
+
+@pytest.mark.parametrize("c", [1.0, "0.01"])
+def test_a_hyper_parameter_that_was_changed_is_refused(
+    artifact: Artifact, folder: Path, c: object
+) -> None:
+    changed = {**artifact.hyper_parameters, "c": c}
+    edit(folder / artifacts.MANIFEST, hyper_parameters=changed)
+    with pytest.raises(DataError, match="are not those that were written"):
+        artifacts.read(folder)
+
+
+@pytest.mark.parametrize("tolerance", ["lots", [], {}])
+def test_a_tolerance_that_is_no_number_is_refused(folder: Path, tolerance: object) -> None:
+    edit(folder / artifacts.MANIFEST, fingerprint_tolerance=tolerance)
+    with pytest.raises(DataError, match="is incomplete or damaged"):
+        artifacts.read(folder)
+
+
+def test_a_card_that_is_no_utf_8_is_refused(folder: Path) -> None:
+    (folder / artifacts.CARD).write_bytes("café".encode("latin-1"))
+    with pytest.raises(DataError, match="is incomplete or damaged"):
         artifacts.read(folder)
 
 
@@ -223,67 +289,6 @@ def test_an_unknown_method_is_refused(artifact: Artifact) -> None:
 def test_hyper_parameters_are_part_of_the_version(artifact: Artifact) -> None:
     changed = {**artifact.hyper_parameters, "c": 1.0}
     assert replace(artifact, hyper_parameters=changed).sha256 != artifact.sha256
-
-
-# The model that it was made for
-
-
-@pytest.mark.parametrize("part", ["architecture", "tokenizer", "chat_template"])
-def test_another_model_is_refused_with_both_names(artifact: Artifact, part: str) -> None:
-    asked = replace(artifact.model_id, name="qwen", **{part: "something else"})
-    with pytest.raises(ModelMismatchError) as refused:
-        artifacts.check_model(artifact, asked, name="my guard")
-    message = str(refused.value)
-    assert f"detector 'my guard' was fitted on fake, got qwen (another {part})" in message
-
-
-@pytest.mark.parametrize("part", ["name", "dtype"])
-def test_another_name_or_number_format_is_left_to_the_fingerprint(
-    artifact: Artifact, part: str
-) -> None:
-    asked = replace(artifact.model_id, **{part: "something else"})
-    artifacts.check_model(artifact, asked, name="my guard")
-
-
-def test_a_fingerprint_verifies_on_the_engine_that_it_was_taken_on(artifact: Artifact) -> None:
-    fingerprint.verify(artifact, FakeEngine(), artifacts.restore(artifact))
-
-
-def test_a_fingerprint_tells_other_weights(artifact: Artifact) -> None:
-    engine = FakeEngine(seed=1)
-    artifacts.check_model(artifact, engine.model_id, name="my guard")
-    with pytest.raises(ModelMismatchError, match="scores the fingerprint texts differently"):
-        fingerprint.verify(artifact, engine, artifacts.restore(artifact))
-
-
-def test_a_fingerprint_accepts_what_its_tolerance_allows(artifact: Artifact) -> None:
-    loose = replace(artifact, fingerprint_tolerance=1e9)
-    fingerprint.verify(loose, FakeEngine(seed=1), artifacts.restore(loose))
-
-
-def test_a_fingerprint_of_nan_is_not_verified(artifact: Artifact) -> None:
-    scores = np.full(len(artifact.fingerprint["scores"]), np.nan)
-    broken = replace(artifact, fingerprint={**artifact.fingerprint, "scores": scores})
-    with pytest.raises(ModelMismatchError, match="by up to nan"):
-        fingerprint.verify(broken, FakeEngine(), artifacts.restore(broken))
-
-
-class OtherTokens(FakeEngine):
-    """The fake engine with another number for its first token."""
-
-    def render(self, chat: Chat) -> Prompt:
-        prompt = super().render(chat)
-        return replace(prompt, token_ids=(99, *prompt.token_ids[1:]))
-
-
-def test_a_fingerprint_tells_other_tokens(artifact: Artifact) -> None:
-    with pytest.raises(ModelMismatchError, match="knows other tokens"):
-        fingerprint.verify(artifact, OtherTokens(), artifacts.restore(artifact))
-
-
-def test_an_engine_that_cannot_read_the_fingerprint_is_an_error(artifact: Artifact) -> None:
-    with pytest.raises(DemurError, match="failed on fingerprint text 0"):
-        fingerprint.verify(artifact, FakeEngine(num_layers=2), artifacts.restore(artifact))
 
 
 # Loading
@@ -307,6 +312,15 @@ def test_a_loaded_detector_has_the_threshold_of_the_rate_asked_for(
 def test_a_rate_that_was_not_calibrated_is_refused(folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"rate of 0.02: calibrated rates are \[0.01, 0.1\]"):
         load_detector(folder, FakeEngine(), fpr=0.02)
+
+
+def test_a_threshold_of_nan_is_not_loaded(artifact: Artifact, folder: Path) -> None:
+    calibration = artifact.calibration
+    thresholds = tuple(replace(at, threshold=math.nan) for at in calibration.thresholds)
+    broken = replace(artifact, calibration=replace(calibration, thresholds=thresholds))
+    artifacts.save(broken, folder)
+    with pytest.raises(DataError, match="threshold of detector 'guard' is nan"):
+        load_detector(folder, FakeEngine())
 
 
 def test_a_detector_of_other_weights_is_not_loaded(folder: Path) -> None:

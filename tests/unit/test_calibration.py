@@ -29,6 +29,7 @@ def calibrated(
     num_safe: int = NUM_SAFE,
     group: Array | None = None,
     rates: tuple[float, ...] = (0.05,),
+    default_fpr: float | None = None,
 ) -> Calibration:
     """Return the calibration of scores of which the first are of safe prompts."""
     return calibrate(
@@ -37,7 +38,7 @@ def calibrated(
         np.arange(len(scores)) if group is None else group,
         rates=rates,
         calibrated_on="a normal distribution",
-        default_fpr=rates[0],
+        default_fpr=rates[0] if default_fpr is None else default_fpr,
     )
 
 
@@ -230,3 +231,8 @@ def test_a_rate_that_was_not_calibrated_is_refused_with_those_that_were() -> Non
     calibration = calibrated(normal_scores(), rates=(0.05, 0.1))
     with pytest.raises(ConfigError, match=r"0.01: calibrated rates are \[0.05, 0.1\]"):
         calibration.at(0.01)
+
+
+def test_a_default_rate_that_is_not_calibrated_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"default rate 0.01 is not among the rates \(0.05,\)"):
+        calibrated(normal_scores(), default_fpr=0.01)

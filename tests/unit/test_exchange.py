@@ -1,23 +1,18 @@
-"""Replies: untouched where a prompt passes, in order, and never what no one decided on."""
+"""Replies: untouched where a prompt passes, the responder's where it does not, in order."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import pytest
 
 from demur.core.errors import DataError, DemurError
-from demur.core.protocols import Done, Event, Request, Scored, TokenOut
-from demur.core.readings import Readings
-from demur.core.results import ERROR, PASS, Reply, Token
+from demur.core.results import ERROR, PASS, Reply
 from demur.core.types import Chat, Sampling
 from demur.engines.fake import FakeEngine
-from demur.guard import Guard
 from demur.guard.exchange import ChatLike, plain_replies
-from demur.guard.guard import OnError
 from demur.responders.safety_prompt import SafetyPrompt
-from tests.guards import REFUSAL, marker_guard
+from tests.guards import REFUSAL, SAFE, UNSAFE, marker_guard, streamed
 
-SAFE, UNSAFE = "Tell me a story of two foxes.", "Tell me the MARKER story."
 SHORT = Sampling(max_tokens=4)
 DRAWN = Sampling(max_tokens=6, temperature=1.0, top_p=0.9, seed=3)
 MIXED = [SAFE, UNSAFE, "Why?", "And the MARKER?", UNSAFE + " Again!", "Name five rivers, please."]
@@ -25,84 +20,6 @@ MIXED = [SAFE, UNSAFE, "Why?", "And the MARKER?", UNSAFE + " Again!", "Name five
 
 def plain(engine: FakeEngine, chats: Sequence[ChatLike], sampling: Sampling) -> list[Reply]:
     return list(plain_replies(engine, chats, sampling))
-
-
-def streamed(guard: Guard, chat: ChatLike, sampling: Sampling) -> tuple[list[Token], Reply]:
-    """Return a stream's tokens and its value."""
-    tokens, stream = [], guard.stream(chat, sampling)
-    while True:
-        try:
-            tokens.append(next(stream))
-        except StopIteration as end:
-            reply: Reply = end.value
-            return tokens, reply
-
-
-def with_engine(engine: FakeEngine, *, on_error: OnError = "refuse") -> Guard:
-    """Return a guard whose detector was fitted on a healthy engine, on another one."""
-    guard = marker_guard(on_error=on_error)
-    guard.engine = engine
-    return guard
-
-
-class Raises(FakeEngine):
-    """An engine that breaks after a number of tokens."""
-
-    num_tokens = 0
-
-    def run(self, requests: Iterable[Request]) -> Iterator[Event]:
-        left = self.num_tokens
-        for event in super().run(requests):
-            if isinstance(event, TokenOut):
-                left -= 1
-            if left < 0:
-                raise RuntimeError("out of memory")
-            yield event
-
-
-class Stops(FakeEngine):
-    """An engine that ends without a last word."""
-
-    def run(self, requests: Iterable[Request]) -> Iterator[Event]:
-        yield from (event for event in super().run(requests) if not isinstance(event, Done))
-
-
-class NeverAsks(FakeEngine):
-    """An engine that draws without asking for a decision."""
-
-    def run(self, requests: Iterable[Request]) -> Iterator[Event]:
-        yield from super().run(replace(request, decide=lambda _: None) for request in requests)
-
-
-class AsksLate(FakeEngine):
-    """An engine that draws its first token before the decision."""
-
-    def run(self, requests: Iterable[Request]) -> Iterator[Event]:
-        for request in requests:
-            yield TokenOut(request.id, len(request.prompt), 7, "too early", 0.0)
-            yield from super().run([request])
-
-
-class GoesOn(FakeEngine):
-    """An engine that draws although the decision failed."""
-
-    def run(self, requests: Iterable[Request]) -> Iterator[Event]:
-        for request in requests:
-            for event in super().run([request]):
-                yield event if not isinstance(event, Done) else Scored(event.id, 0.0, 0.0)
-            yield TokenOut(request.id, len(request.prompt), 7, "unguarded", 0.0)
-            yield Done(request.id, "stop")
-
-
-class BreaksOne(FakeEngine):
-    """An engine that breaks on the request with the id 1."""
-
-    def run(self, requests: Iterable[Request]) -> Iterator[Event]:
-        yield from super().run(replace(r, decide=fail) if r.id == "1" else r for r in requests)
-
-
-def fail(readings: Readings) -> None:
-    raise RuntimeError("broken request")
 
 
 # What passes is untouched
@@ -220,6 +137,13 @@ def test_a_stream_is_lazy() -> None:
     assert next(stream).text == "Tell"
 
 
+def test_an_exception_of_the_caller_passes_through_a_stream() -> None:
+    stream = marker_guard().stream(SAFE)
+    next(stream)
+    with pytest.raises(KeyError, match="of the caller"):
+        stream.throw(KeyError("of the caller"))
+
+
 def test_the_request_id_seeds_the_reply() -> None:
     guard = marker_guard()
     same, again, other = (guard.reply(SAFE, DRAWN, request_id=i).token_ids for i in ("a", "a", "b"))
@@ -275,6 +199,11 @@ def test_two_requests_that_run_together_cannot_share_an_id() -> None:
         list(marker_guard().replies([SAFE, "Why?"], request_ids=["x", "x"]))
 
 
+def test_a_chat_that_cannot_be_rendered_leaves_its_id_free() -> None:
+    replies = marker_guard().replies([SAFE, " "], request_ids=["x", "x"])
+    assert [reply.route for reply in replies] == [PASS, ERROR]
+
+
 def test_fewer_ids_than_chats_are_refused() -> None:
     with pytest.raises(DataError, match="more chats than request_ids"):
         list(marker_guard().replies([SAFE, "Why?"], request_ids=["x"]))
@@ -285,75 +214,3 @@ def test_a_chat_that_fails_raises_in_its_turn_if_so_asked() -> None:
     assert next(replies).route == PASS
     with pytest.raises(DemurError, match="empty"):
         next(replies)
-
-
-# Engines that break their promises
-
-
-@pytest.mark.parametrize("num_tokens", [0, 3])
-def test_an_engine_that_raises_gives_an_error_without_text(num_tokens: int) -> None:
-    engine = Raises()
-    engine.num_tokens = num_tokens
-    tokens, reply = streamed(with_engine(engine), SAFE, Sampling())
-    assert len(tokens) == num_tokens
-    assert (reply.route, reply.text, reply.token_ids) == (ERROR, "", ())
-    assert "RuntimeError: out of memory" in str(reply.error)
-
-
-def test_an_engine_that_raises_is_raised_if_so_asked() -> None:
-    with pytest.raises(DemurError, match="out of memory") as raised:
-        with_engine(Raises(), on_error="raise").reply(SAFE)
-    assert isinstance(raised.value.__cause__, RuntimeError)
-
-
-@pytest.mark.parametrize("on_error", ["refuse", "pass_unscored"])
-@pytest.mark.parametrize("text", [SAFE, UNSAFE])
-def test_an_engine_that_never_asks_for_a_decision_shows_no_token(
-    text: str, on_error: OnError
-) -> None:
-    tokens, reply = streamed(with_engine(NeverAsks(), on_error=on_error), text, Sampling())
-    assert tokens == []
-    assert (reply.route, reply.text, reply.token_ids) == (ERROR, "", ())
-    assert [verdict.flagged for verdict in reply.verdicts] == [True]
-    assert "without asking for a decision" in str(reply.error)
-
-
-def test_a_token_from_before_the_decision_is_not_shown() -> None:
-    tokens, reply = streamed(with_engine(AsksLate()), SAFE, SHORT)
-    assert "too early" not in {token.text for token in tokens}
-    assert "too early" not in reply.text
-
-
-@pytest.mark.parametrize("on_error", ["refuse", "raise"])
-def test_an_engine_that_draws_after_a_failed_decision_shows_no_token(on_error: OnError) -> None:
-    guard = with_engine(GoesOn(), on_error=on_error)
-    fitted = guard.detectors[0]
-    unfitted = type(fitted.detector)(fitted.detector.reads)
-    guard.detectors = (replace(fitted, detector=unfitted),)
-    shown = []
-    if on_error == "raise":
-        with pytest.raises(DataError):
-            shown += list(guard.stream(SAFE))
-    else:
-        shown += list(guard.stream(SAFE))
-        assert guard.reply(SAFE).route == ERROR
-    assert shown == []
-
-
-@pytest.mark.parametrize("text", [SAFE, UNSAFE])
-def test_an_engine_that_stops_early_gives_an_error_without_text(text: str) -> None:
-    reply = with_engine(Stops()).reply(text)
-    assert (reply.route, reply.text, reply.finish_reason) == (ERROR, "", ERROR)
-    assert "stopped before" in str(reply.error)
-
-
-def test_every_chat_has_a_reply_from_an_engine_that_stops_early() -> None:
-    replies = list(with_engine(Stops()).replies(MIXED))
-    assert [reply.route for reply in replies] == [ERROR] * len(MIXED)
-
-
-def test_one_request_that_fails_in_the_engine_leaves_the_others_alone() -> None:
-    first, broken, last = with_engine(BreaksOne()).replies(["How?", SAFE, "Why?"])
-    assert (first.text, last.text) == ("How?", "Why?")
-    assert (broken.route, broken.text) == (ERROR, "")
-    assert "broken request" in str(broken.error)

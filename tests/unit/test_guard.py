@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast, get_args
 
 import pytest
@@ -16,15 +16,15 @@ from demur.core.types import Chat
 from demur.engines.fake import FakeEngine
 from demur.guard import Guard
 from demur.guard.calibrated import CalibratedDetector, sigmoid
+from demur.guard.exchange import ChatLike
 from demur.guard.guard import OnError
 from demur.guard.routes import FlaggedTo, Route, When
 from demur.responders.fixed_reply import FixedReply
 from demur.responders.safety_prompt import SafetyPrompt
-from tests.guards import LAST, REFUSAL, judge, marker_detector, marker_guard
+from tests.guards import LAST, REFUSAL, SAFE, UNSAFE, judge, marker_detector, marker_guard
 
 HIGH, LOW, RAISES, NAN = 1.0, 0.0, None, math.nan
 BROKEN = [RAISES, NAN, math.inf, -math.inf]
-SAFE, UNSAFE = "Tell me a story.", "Tell me the MARKER story."
 
 
 class Limited(FakeEngine):
@@ -140,6 +140,13 @@ def test_an_intervention_that_the_engine_cannot_do_is_refused() -> None:
     engine.can = frozenset({PrependText, CaptureSpec})
     with pytest.raises(CapabilityError, match="responder 'fixed_reply' needs ReplyWith"):
         build([judge("a", LOW)], engine=engine)
+
+
+@pytest.mark.parametrize("field", ["threshold", "slope", "intercept"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_detector_whose_calibration_is_not_finite_is_refused(field: str, value: float) -> None:
+    with pytest.raises(DataError, match=f"{field} of detector 'a' is {value}: expected a number"):
+        replace(judge("a", LOW), **{field: value})  # type: ignore[arg-type]  # floats alone
 
 
 def test_building_a_guard_runs_no_model() -> None:
@@ -316,9 +323,12 @@ def test_what_passes_unscored_is_answered_under_a_route_of_its_own(score: float 
     assert (reply.route, reply.text, reply.error) == (PASS_UNSCORED, SAFE, None)
 
 
+@pytest.mark.parametrize("when", get_args(When))
 @pytest.mark.parametrize("score", BROKEN)
-def test_another_detector_may_still_flag_what_one_could_not_score(score: float | None) -> None:
-    reply = guard_of(score, HIGH, on_error="pass_unscored").reply(SAFE)
+def test_another_detector_may_still_flag_what_one_could_not_score(
+    score: float | None, when: When
+) -> None:
+    reply = guard_of(score, HIGH, when=when, on_error="pass_unscored").reply(SAFE)
     assert (reply.route, reply.text) == ("fixed_reply", REFUSAL)
 
 
@@ -339,8 +349,10 @@ def test_what_cannot_be_scored_never_has_the_route_pass(
 
 
 @pytest.mark.parametrize("on_error", ["refuse", "pass_unscored"])
-@pytest.mark.parametrize("chat", ["", "  ", "word " * 600, [{"role": "user", "content": 3}]])
-def test_what_cannot_be_rendered_is_never_answered(chat: str, on_error: OnError) -> None:
+@pytest.mark.parametrize(
+    "chat", ["", "  ", "word " * 600, [{"role": "user", "content": 3}], None, 3]
+)
+def test_what_cannot_be_rendered_is_never_answered(chat: ChatLike, on_error: OnError) -> None:
     reply = guard_of(LOW, on_error=on_error).reply(chat)
     assert (reply.route, reply.text, reply.finish_reason) == (ERROR, "", ERROR)
     assert [verdict.flagged for verdict in reply.verdicts] == [True]

@@ -185,6 +185,11 @@ def test_reads_that_are_not_pooled_are_refused(read: Texts | CaptureSpec) -> Non
         Linear((read,)).fit(Readings({FIRST: raw_states()}), targets(), seed=0)
 
 
+def test_a_read_that_is_given_twice_is_refused() -> None:
+    with pytest.raises(DataError, match="a read is given twice"):
+        Linear((FIRST, FIRST)).fit(Readings({FIRST: raw_states()}), targets(), seed=0)
+
+
 def test_readings_that_lack_a_read_are_refused() -> None:
     with pytest.raises(CapabilityError, match="do not hold"):
         Linear((SECOND,)).fit(Readings({FIRST: raw_states()}), targets(), seed=0)
@@ -200,6 +205,28 @@ def test_weights_of_other_layers_are_refused() -> None:
     fitted = Linear((FIRST,)).fit(Readings({FIRST: raw_states()}), targets(), seed=0)
     with pytest.raises(DataError, match="shape"):
         Linear((SECOND,)).load_state(fitted.state())
+
+
+@pytest.mark.parametrize("num_values", [0, 2])
+def test_a_bias_that_is_not_one_number_is_refused(num_values: int) -> None:
+    fitted = Linear((FIRST,)).fit(Readings({FIRST: raw_states()}), targets(), seed=0)
+    with pytest.raises(DataError, match=f"bias has {num_values} values: expected one"):
+        Linear((FIRST,)).load_state({**fitted.state(), "bias": np.zeros(num_values)})
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+@pytest.mark.parametrize("name", ["weights.0", "bias"])
+def test_a_state_that_is_not_finite_is_refused(name: str, broken: float) -> None:
+    state = Linear((FIRST,)).fit(Readings({FIRST: raw_states()}), targets(), seed=0).state()
+    state[name].flat[-1] = broken
+    with pytest.raises(DataError, match="finite"):
+        Linear((FIRST,)).load_state(state)
+
+
+@pytest.mark.parametrize("fields", [[1], "linear", None])
+def test_hyper_parameters_that_are_no_object_are_refused(fields: object) -> None:
+    with pytest.raises(DataError, match="expected an object"):
+        Linear.from_hyper_parameters(fields)  # type: ignore[arg-type]
 
 
 def test_hyper_parameters_and_reads_survive_json() -> None:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from demur.core.readings import Array
 from demur.core.reads import CaptureSpec
 from demur.engines.fake import FakeEngine
 from demur.guard import Guard
-from tests.guards import LAST, Always, artifact_of, fitted_linear, marked_texts, read_texts
+from tests.guards import LAST, Always, artifact_of, linear_artifact, marked_texts, read_texts
 
 SCORE = """
 import json, sys
@@ -33,8 +34,7 @@ print(json.dumps([scores.tolist(), detector.flagged(scores).tolist()]))
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    engine = FakeEngine()
-    artifacts.save(artifact_of("linear", fitted_linear(engine), engine), tmp_path / "guard")
+    artifacts.save(linear_artifact(), tmp_path / "guard")
     return tmp_path / "guard"
 
 
@@ -94,6 +94,14 @@ def test_a_rate_that_was_not_calibrated_is_refused(folder: Path) -> None:
         portable.load(folder).flagged(np.zeros(1), fpr=0.02)
 
 
+@pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
+def test_scores_that_are_not_finite_are_neither_flagged_nor_passed(
+    folder: Path, broken: float
+) -> None:
+    with pytest.raises(DataError, match="can neither pass nor be flagged"):
+        portable.load(folder).flagged(np.array([0.0, broken]))
+
+
 def test_probabilities_of_extreme_scores_do_not_overflow(folder: Path) -> None:
     probabilities = portable.load(folder).probability(np.array([-1e300, 1e300]))
     assert probabilities.tolist() == [0.0, 1.0]
@@ -115,6 +123,14 @@ def test_states_that_are_not_finite_are_refused(folder: Path) -> None:
     states[0, 0, 0] = np.nan
     with pytest.raises(DataError, match="not finite"):
         detector.score([states])
+
+
+def test_weights_that_are_not_finite_are_not_loaded(folder: Path) -> None:
+    artifact = artifacts.read(folder)
+    broken = np.full_like(artifact.state["weights.0"], np.nan)
+    artifacts.save(replace(artifact, state={**artifact.state, "weights.0": broken}), folder)
+    with pytest.raises(DataError, match="finite"):
+        portable.load(folder)
 
 
 def test_float64_states_score_as_float32_ones(folder: Path) -> None:

@@ -164,8 +164,10 @@ def test_an_empty_class_is_refused() -> None:
         discriminant(moments_of(states, np.zeros(20, bool)))
 
 
-def test_states_without_spread_are_refused() -> None:
-    states, unsafe = np.zeros((20, 4)), np.arange(20) % 2 == 1
-    states[unsafe] = 1.0
+@pytest.mark.parametrize(("place", "distance"), [(0.0, 1.0), (0.1, 1.37)])
+def test_states_without_spread_are_refused(place: float, distance: float) -> None:
+    unsafe = np.arange(10) % 2 == 1
+    states = np.full((10, 4), place, np.float32)
+    states[unsafe] += np.float32(distance)
     with pytest.raises(DataError, match="no spread"):
         discriminant(moments_of(states, unsafe))

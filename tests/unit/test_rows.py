@@ -1,8 +1,10 @@
 """What the input contract promises: rows, splits, the starter set and the research collection."""
 
+import codecs
 import gzip
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -118,6 +120,15 @@ def test_a_gzipped_file_is_read_like_a_plain_one(tmp_path: Path) -> None:
     assert read_rows(packed) == read_rows(plain)
 
 
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_a_byte_order_mark_at_the_start_of_a_file_is_skipped(
+    pack: Callable[[bytes], bytes],
+) -> None:
+    content = b'{"text": "one"}\n{"text": "two"}\n'
+    marked = io.BytesIO(pack(codecs.BOM_UTF8 + content))
+    assert read_rows(marked) == read_rows(io.BytesIO(content))
+
+
 @pytest.mark.parametrize("kept", [5, 20, -1])
 def test_a_truncated_gzip_file_is_refused(tmp_path: Path, kept: int) -> None:
     content = gzip.compress(b'{"text": "a"}\n' * 50)
@@ -137,6 +148,9 @@ def test_a_truncated_gzip_file_is_refused(tmp_path: Path, kept: int) -> None:
         (b'{"text": 7}', "text is 7: expected a text"),
         (b'{"messages": "b"}', "messages is str: expected a list"),
         (b'{"text": "b", "id": 1.5}', "id is 1.5: expected a text or a whole number"),
+        (b'{"text": "b", "id": "\\ud800"}', "half of a surrogate pair"),
+        (b'{"text": "b", "source": "\\ud800"}', "half of a surrogate pair"),
+        (b'{"text": "b", "system": "\\ud800"}', "half of a surrogate pair"),
         (b'{"text": "b", "group": 3}', "group is 3: expected a text"),
     ],
 )

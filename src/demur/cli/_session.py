@@ -1,5 +1,6 @@
 """What commands do alike: read input, load a guard, write rows, and show verdicts."""
 
+import codecs
 import hashlib
 import io
 import json
@@ -46,7 +47,7 @@ def read_input(text: str | None, path: Path | None) -> tuple[list[Row], str]:
     if (text is None) == (path is None):
         raise ConfigError("give either a TEXT or --input FILE")
     if text == "-" or path == Path("-"):
-        content = sys.stdin.buffer.read()
+        content = sys.stdin.buffer.read().removeprefix(codecs.BOM_UTF8)
         if path is None and not content.lstrip().startswith(b"{"):
             return [_text_row(decoded(content))], _hash(content)
         return read_rows(io.BytesIO(content)), _hash(content)

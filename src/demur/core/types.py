@@ -60,7 +60,7 @@ class Chat:
         """
         if not text.strip():
             raise DataError("the prompt is empty: give a text with at least one visible character")
-        require_unicode(text)
+        require_unicode((system or "") + text)
         first = () if system is None else (Message("system", system),)
         return cls((*first, Message("user", text)))
 

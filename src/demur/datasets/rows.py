@@ -170,6 +170,8 @@ def _optional_text(fields: dict[str, Any], field: str) -> str | None:
     value = fields.get(field)
     if value is not None and not isinstance(value, str):
         raise DataError(f"{field} is {value!r}: expected a text")
+    if value is not None and field != "text":  # a text that is none is its row's error
+        require_unicode(value)
     return value
 
 

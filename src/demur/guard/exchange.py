@@ -14,7 +14,7 @@ from demur.core.errors import DataError, DemurError
 from demur.core.interventions import Intervention
 from demur.core.protocols import Done, Engine, Event, Request, Scored, Switched, TokenOut
 from demur.core.results import ERROR, PASS, Reply, Timings, Token, Verdict
-from demur.core.types import Chat, Sampling
+from demur.core.types import Chat, Prompt, Sampling
 from demur.guard.calibrated import CalibratedDetector
 
 ChatLike = Chat | str | Sequence[Mapping[str, object]]
@@ -55,6 +55,17 @@ class Exchange:
     first_token_at: float | None = None
     ended_at: float = 0.0
     scored: Scored | None = None
+
+    def rendered(self, engine: Engine, chat: ChatLike) -> Prompt | None:
+        """Return the chat as the engine's model will read it; None, and an error, if that fails."""
+        try:
+            return engine.render(as_chat(chat))
+        except DemurError as error:
+            self.fail(error)
+        except Exception as error:
+            message = f"the chat could not be rendered: {type(error).__name__}: {error}"
+            self.fail(DemurError(message), cause=error)
+        return None
 
     def take(self, event: Event) -> Token | None:
         """Take note of an event; return the token that may be shown, if there is one."""
@@ -254,10 +265,9 @@ def plain_exchange(
 ) -> Exchange:
     """Open an unguarded exchange."""
     exchange = Exchange(request_id, route=PASS)
-    try:
-        exchange.request = Request(request_id, engine.render(as_chat(chat)), sampling)
-    except DemurError as error:
-        exchange.fail(error)
+    prompt = exchange.rendered(engine, chat)
+    if prompt is not None:
+        exchange.request = Request(request_id, prompt, sampling)
     return exchange
 
 

@@ -20,7 +20,6 @@ from demur.guard.calibrated import CalibratedDetector
 from demur.guard.exchange import (
     ChatLike,
     Exchange,
-    as_chat,
     replies_of,
     tokens_of,
     with_ids,
@@ -188,14 +187,8 @@ class Guard:
         request could not be rendered and is complete.
         """
         exchange = Exchange(request_id, self.detectors, raises=self._on_error == "raise")
-        try:
-            prompt = self.engine.render(as_chat(chat))
-        except DemurError as error:
-            exchange.fail(error)
-            return exchange
-        except Exception as error:
-            message = f"the chat could not be rendered: {type(error).__name__}: {error}"
-            exchange.fail(DemurError(message), cause=error)
+        prompt = exchange.rendered(self.engine, chat)
+        if prompt is None:
             return exchange
         decide = partial(self._decide, exchange, prompt)
         exchange.request = Request(request_id, prompt, sampling, self._reads, decide)
