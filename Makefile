@@ -17,8 +17,8 @@ test-slow: $(READY)
 	$(BIN)/python -m pytest -m "slow"
 
 lint: $(READY)
-	$(BIN)/ruff format --check src tests benchmarks examples
-	$(BIN)/ruff check src tests benchmarks examples
+	$(BIN)/ruff format --check src tests benchmarks examples docs
+	$(BIN)/ruff check src tests benchmarks examples docs
 
 types: $(READY)
 	$(BIN)/mypy
@@ -31,8 +31,8 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.detection
 
 format: $(READY)
-	$(BIN)/ruff check --fix src tests benchmarks examples
-	$(BIN)/ruff format src tests benchmarks examples
+	$(BIN)/ruff check --fix src tests benchmarks examples docs
+	$(BIN)/ruff format src tests benchmarks examples docs
 
 # torch first and by itself, at the pinned version; the embedded model without the runtime that its
 # package would bring along.
