@@ -60,11 +60,11 @@ def fit(
     Example: demur check "Hello" --detector my-detector
     """
     require_replaceable(out)
+    method: type[Detector] = load_method("detectors", detector)
     chosen = None if layers is None else numbers(layers)
     train, val = _parts(data, splits_path, small=small, optional=optional, seed=seed)
     fitting.require_fittable(train, val, fpr)
     engine = load_engine(model, dtype)
-    method: type[Detector] = load_method("detectors", detector)
     num_blocks = len(engine.loaded.parts.blocks)
     unfitted = method(method.default_reads(num_blocks, layers=chosen))
     calibrated_on = f"{len(val)} held-out prompts of {', '.join(path.name for path in data)}"

@@ -12,9 +12,8 @@ Differs: logistic regression in place of the paper's MLP and Transformer detecto
 are read, rather than the last one; the penalty is strong on purpose.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Self
+from typing import Literal, Self, get_args
 
 from demur.core.errors import ConfigError
 from demur.core.protocols import LinearDetector, Targets
@@ -24,6 +23,8 @@ from demur.core.reads import CaptureSpec, spread_layers
 from demur.core.registry import import_named
 
 __all__ = ["Linear"]
+
+Balance = Literal["sources", "labels", "none"]
 
 
 @dataclass
@@ -36,22 +37,18 @@ class Linear(LinearDetector):
 
     c: float = 3e-4
     """Inverse strength of the L2 penalty, as scikit-learn's `C`, over 0. Small on purpose."""
-    balance: Literal["sources", "labels", "none"] = "sources"
+    balance: Balance = "sources"
     """What weighs the same: the sources of each label, the two labels, or every prompt."""
     max_iterations: int = 1000
     """Most steps of the solver, over 0."""
-
-    _choices: ClassVar[Mapping[str, tuple[str, ...]]] = {"balance": ("sources", "labels", "none")}
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         super().__post_init__()
         if not self.c > 0:
             raise ConfigError(f"c is {self.c}: expected more than 0")
-        if self.balance not in self._choices["balance"]:
-            raise ConfigError(
-                f"balance is {self.balance!r}: expected one of {self._choices['balance']}"
-            )
+        if self.balance not in get_args(Balance):
+            raise ConfigError(f"balance is {self.balance!r}: expected one of {get_args(Balance)}")
         if self.max_iterations < 1:
             raise ConfigError(f"max_iterations is {self.max_iterations}: expected 1 or more")
 

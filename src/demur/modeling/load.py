@@ -33,6 +33,11 @@ class LoadedModel:
     parts: Parts
     model_id: ModelId
 
+    @property
+    def max_tokens(self) -> int:
+        """The model's context: prompt and reply together."""
+        return int(self.model.config.get_text_config(decoder=True).max_position_embeddings)
+
 
 def load(
     source: str | Path = "embedded", *, dtype: Dtype = "auto", device: str = "auto"

@@ -54,8 +54,7 @@ class Capturer:
     def __init__(self, loaded: LoadedModel, *, root: Path | None = None) -> None:
         self._loaded = loaded
         self._renderer = ChatRenderer(loaded.tokenizer, name=loaded.model_id.name)
-        config = loaded.model.config.get_text_config(decoder=True)
-        self._max_tokens = int(config.max_position_embeddings)
+        self._max_tokens = loaded.max_tokens
         self._root = root or cache_folder() / "readings"
 
     def capture(

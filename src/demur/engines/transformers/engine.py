@@ -38,8 +38,7 @@ class TransformersEngine:
         self._device = next(loaded.model.parameters()).device
         self._renderer = ChatRenderer(loaded.tokenizer, name=loaded.model_id.name)
         self._max_batch = max_batch
-        config = loaded.model.config.get_text_config(decoder=True)
-        self._max_tokens = int(config.max_position_embeddings)
+        self._max_tokens = loaded.max_tokens
         self._end_ids = _end_token_ids(loaded)
 
     @classmethod
