@@ -104,13 +104,3 @@ def _inner(block: nn.Module, site: Site) -> nn.Module:
             "read block_out instead"
         )
     return found[0]
-
-
-def require_layers(parts: Parts, layers: tuple[int, ...]) -> None:
-    """Refuse layers that the model does not have.
-
-    Raises:
-        ConfigError: A layer does not exist.
-    """
-    for layer in layers:
-        parts.layer(layer)

@@ -1,8 +1,8 @@
 """Captures activations during a forward pass, pooled on the way.
 
 Hooks on the modules that are read copy only the positions asked for; what leaves the model is
-[layer, d_model] in float32 for a pooled read. Where nothing but states is wanted, the pass ends at
-the deepest module that is read, and no LM head runs.
+[layer, d_model] in float32 for a pooled read. Where nothing but states is wanted, the pass ends
+after the deepest block that is read, and no LM head runs.
 """
 
 import time
@@ -174,7 +174,7 @@ def recording(
         prompts: The rows of the batch.
         reads: What to record.
         first_columns: For each row the column of its first token; None means 0.
-        stop_early: Leave the forward pass after the deepest module that is read.
+        stop_early: Leave the forward pass after the deepest block that is read.
 
     Raises:
         ConfigError: A read names a layer that the model does not have.
