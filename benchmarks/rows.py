@@ -108,6 +108,6 @@ class SetCapturer:
         parts, order = [], []
         for rows in by_set(examples).values():
             chats = [examples[row].chat for row in rows]
-            parts.append(self._capturer.capture(chats, reads, report=self._report).load())
+            parts.append(self._capturer.read(chats, reads, report=self._report))
             order += rows
         return Readings.concatenate(parts).take(np.argsort(order))

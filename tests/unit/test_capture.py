@@ -138,7 +138,7 @@ def test_no_hook_is_left_behind_after_an_exception() -> None:
     before = [len(module._forward_hooks) for module in loaded.model.modules()]
     with (
         pytest.raises(RuntimeError, match=message),
-        recording(loaded.parts, prompts, [CaptureSpec((0, 2)), CaptureSpec((-1,))]),
+        recording(loaded.parts, prompts, [CaptureSpec((0, 2)), CaptureSpec((-1,))], starts=[0]),
     ):
         raise RuntimeError(message)
     assert [len(module._forward_hooks) for module in loaded.model.modules()] == before

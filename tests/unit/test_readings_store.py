@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from demur.core.errors import DataError
-from demur.core.reads import CaptureSpec
+from demur.core.reads import CaptureSpec, Texts
 from demur.core.types import Chat
 from demur.modeling.capture import capture
 from demur.modeling.chat import ChatRenderer
-from demur.workflows.capture import Capturer, Progress, batches
+from demur.workflows.capture import Capturer, Progress
 from demur.workflows.readings_store import ShardPlan
 from tests.tiny import tiny
 
@@ -33,7 +33,7 @@ def test_readings_equal_those_of_single_prompts_in_the_order_of_the_chats(tmp_pa
 
 def test_a_second_capture_runs_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = Capturer(tiny(), root=tmp_path).capture(CHATS, READS).load()
-    monkeypatch.setattr("demur.workflows.capture.capture", None)
+    monkeypatch.setattr("demur.workflows.capture.FastCapture", None)
     second = Capturer(tiny(), root=tmp_path).capture(CHATS, READS).load()
     np.testing.assert_array_equal(first.pooled(READS[0]), second.pooled(READS[0]))
 
@@ -66,19 +66,22 @@ def test_other_prompts_or_reads_have_a_folder_of_their_own(tmp_path: Path) -> No
     assert len(paths) == 3
 
 
-def test_unpooled_reads_are_not_stored(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="only pooled captures"):
-        Capturer(tiny(), root=tmp_path).capture(CHATS[:1], [CaptureSpec((0,), positions="all")])
+def test_states_of_every_token_are_stored_and_come_back_in_order(tmp_path: Path) -> None:
+    spec = CaptureSpec((0, 2), positions="all")
+    loaded = tiny()
+    states = Capturer(loaded, root=tmp_path).capture(CHATS, [spec]).load().ragged(spec)
+    renderer = ChatRenderer(loaded.tokenizer, name="tiny")
+    for chat, found in zip(CHATS, states, strict=True):
+        alone = capture(loaded.parts, [renderer.render(chat)], [spec]).ragged(spec)[0]
+        np.testing.assert_allclose(found, alone, atol=1e-5)
+
+
+def test_texts_are_read_without_a_forward_pass(tmp_path: Path) -> None:
+    readings = Capturer(tiny(), root=tmp_path).read(CHATS, [Texts()])
+    assert readings.texts(Texts()) == tuple(chat.last_user_text for chat in CHATS)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_prompt_over_the_context_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"prompt 1 has \d+ tokens"):
         Capturer(tiny(), root=tmp_path).capture([CHATS[0], Chat.from_text("y" * 600)], READS)
-
-
-def test_batches_stay_under_their_budget_and_lose_nothing() -> None:
-    renderer = ChatRenderer(tiny().tokenizer, name="tiny")
-    prompts = sorted((renderer.render(chat) for chat in CHATS), key=len)
-    parts = list(batches(prompts, 150))
-    assert [prompt for part in parts for prompt in part] == prompts
-    assert all(len(part) == 1 or max(map(len, part)) * len(part) <= 150 for part in parts)

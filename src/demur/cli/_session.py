@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -186,7 +187,7 @@ def numbers(text: str) -> tuple[int, ...]:
 
 @contextmanager
 def capture_progress() -> Iterator[Report]:
-    """Show a bar with prompts and tokens a second and the time left."""
+    """Show a bar with prompts and tokens a second and the time left; warnings are one line each."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -199,7 +200,13 @@ def capture_progress() -> Iterator[Report]:
         def report(done: Captured) -> None:
             bar.update(task, total=done.num_tokens, completed=done.tokens_done, rates=done.rates)
 
-        yield report
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            yield report
+
+
+def _show_warning(message: Warning | str, *_place: object, **_more: object) -> None:
+    stderr.print(f"warning: {escape(str(message))}")
 
 
 def _progress() -> Progress:

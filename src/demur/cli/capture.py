@@ -28,8 +28,12 @@ def capture(
     ] = "-1",
     positions: Annotated[
         str,
-        typer.Option("--positions", help="last, user, users or all; all but last are averaged."),
+        typer.Option("--positions", help="last, user, users or all."),
     ] = "last",
+    pool: Annotated[
+        str,
+        typer.Option("--pool", help="Over positions: mean, max, or none for every token's state."),
+    ] = "mean",
     site: Annotated[
         str, typer.Option("--site", help="block_out, final_norm, attn_out or mlp_out.")
     ] = "block_out",
@@ -44,8 +48,8 @@ def capture(
     Example: demur capture --input prompts.jsonl --layers 9,13,17 --out states
     """
     examples = jsonl.load(input_path)
-    pool = "none" if positions == "last" else "mean"
-    spec = CaptureSpec(numbers(layers), positions=positions, site=site, pool=pool)  # type: ignore[arg-type]
+    over = "none" if positions == "last" else pool
+    spec = CaptureSpec(numbers(layers), positions=positions, site=site, pool=over)  # type: ignore[arg-type]
     engine = load_engine(model, dtype)
     capturer = Capturer(engine.loaded, root=out)
     with capture_progress() as report:

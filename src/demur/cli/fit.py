@@ -100,4 +100,4 @@ def _parts(
 def _capture(capturer: Capturer, examples: Sequence[Example], detector: Detector) -> Readings:
     with capture_progress() as report:
         chats = [example.chat for example in examples]
-        return capturer.capture(chats, detector.reads, report=report).load()
+        return capturer.read(chats, detector.reads, report=report)

@@ -6,12 +6,13 @@ attention mask, and the MLP the other one with weight matrices.
 """
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
 from demur.core.errors import CapabilityError, ConfigError
-from demur.core.reads import Site
+from demur.core.reads import CaptureSpec, Site
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,22 @@ class Parts:
             return self.final_norm
         block = self.blocks[self.layer(layer)]
         return block if site == "block_out" else _inner(block, site)
+
+    def deepest(self, specs: Sequence[CaptureSpec]) -> int:
+        """Return the last block that reads need; all of them for the final norm.
+
+        Raises:
+            ConfigError: There is no such block.
+        """
+        if any(spec.site == "final_norm" for spec in specs):
+            return len(self.blocks) - 1
+        return max(self.layer(layer) for spec in specs for layer in spec.layers)
+
+    def last_read(self, specs: Sequence[CaptureSpec]) -> nn.Module:
+        """Return the module after which a forward pass may end: a block or the final norm."""
+        if any(spec.site == "final_norm" for spec in specs):
+            return self.final_norm
+        return self.blocks[self.deepest(specs)]
 
 
 def find_parts(model: nn.Module) -> Parts:

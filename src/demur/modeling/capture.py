@@ -19,40 +19,42 @@ from demur.core.reads import CaptureSpec, Read
 from demur.core.types import Prompt
 from demur.modeling.blocks import Parts
 
-Columns = int | slice | Tensor
-"""Of one row of a batch: the last position, a run of them, or any."""
-
 
 class _StopEarlyError(Exception):
     """Ends a forward pass whose remaining blocks nobody reads."""
 
 
 class Slot:
-    """What is kept for one read during one forward pass over a (padded) batch.
+    """What is kept for one read during one forward pass over many prompts.
 
     Args:
         spec: The read.
-        columns: For each prompt the columns that the read wants of its row.
+        rows: For each prompt the rows [position] that the read wants of the pass's tokens, all
+            prompts in one list.
     """
 
-    def __init__(self, spec: CaptureSpec, columns: Sequence[Columns]) -> None:
+    def __init__(self, spec: CaptureSpec, rows: Sequence[Sequence[int]]) -> None:
         self._spec = spec
-        self._columns = tuple(columns)
-        self._kept: list[list[Tensor | None]] = [[None] * len(spec.layers) for _ in columns]
+        self._counts = [len(of_prompt) for of_prompt in rows]
+        self._kept: list[Tensor | None] = [None] * len(spec.layers)
+        self.rows = torch.tensor([row for of_prompt in rows for row in of_prompt])
 
-    def take(self, index: int, states: Tensor) -> None:
+    def take(self, index: int, states: Tensor, present: Tensor | None) -> None:
         """Keep what the read wants of a module's output.
 
         Args:
             index: Which of the read's layers this is.
-            states: [prompt, column, d_model].
+            states: [..., d_model], a row for each token of the pass.
+            present: The rows, in ascending order, if the module saw only some of them.
         """
-        for row, columns in enumerate(self._columns):
-            picked = states[row, columns]  # [position, d_model], or [d_model] of the last
-            if self._spec.pool != "none":
-                self._kept[row][index] = _pooled(picked.float(), self._spec)
-            else:  # a copy: a view would keep the whole activation of the block alive
-                self._kept[row][index] = picked.clone()
+        rows = self.rows if present is None else torch.searchsorted(present, self.rows)
+        flat = states.reshape(-1, states.shape[-1])
+        picked = flat.index_select(0, rows.to(flat.device))  # a copy: nothing else stays alive
+        if self._spec.pool != "none":
+            picked = torch.stack(
+                [_pooled(part, self._spec) for part in torch.split(picked, self._counts)]
+            )
+        self._kept[index] = picked
 
     def values(self) -> Values:
         """Return the read's values.
@@ -60,42 +62,44 @@ class Slot:
         Raises:
             DataError: The forward pass did not reach all layers of the read.
         """
-        kept = [state for row in self._kept for state in row if state is not None]
-        num_layers = len(self._spec.layers)
-        if len(kept) < num_layers * len(self._kept):
+        kept = [states for states in self._kept if states is not None]
+        if len(kept) < len(self._kept):
             raise DataError(f"the forward pass did not reach all layers of {self._spec}")
+        joined = torch.stack([states.to(kept[0].device) for states in kept], dim=1)
+        states = _finished(joined, self._spec)  # [prompt or position, layer, d_model]
         if self._spec.is_pooled:
-            joined = torch.cat(kept).view(len(self._kept), num_layers, -1)
-            return _finished(joined, self._spec)  # [prompt, layer, d_model]
-        rows = [kept[start : start + num_layers] for start in range(0, len(kept), num_layers)]
-        return tuple(_finished(torch.stack(row), self._spec) for row in rows)
+            return states
+        ends = np.cumsum(self._counts)[:-1]
+        return tuple(part.swapaxes(0, 1).copy() for part in np.split(states, ends))
 
 
 class Recorder:
-    """Collects what hooks see during one forward pass over a (padded) batch.
+    """Collects what hooks see during one forward pass over many prompts.
 
     Args:
-        prompts: The rows of the batch.
+        prompts: What the pass reads.
         reads: What to record.
-        first_columns: For each prompt the column of its first token: 0 unless padded on the left.
+        starts: For each prompt the row of its first token among all tokens of the pass.
 
     Raises:
         DataError: A prompt has no such positions.
     """
 
     def __init__(
-        self, prompts: Sequence[Prompt], reads: Sequence[Read], first_columns: Sequence[int]
+        self, prompts: Sequence[Prompt], reads: Sequence[Read], starts: Sequence[int]
     ) -> None:
         self._prompts = prompts
         self._reads = tuple(reads)
         self.seconds = 0.0
         """Time spent in the hooks: selecting and pooling."""
+        self.present: Tensor | None = None
+        """The rows, in ascending order, that modules see from now on; None for all."""
         self.slots = {
             spec: Slot(
                 spec,
                 [
-                    column_selection(prompt, spec, first)
-                    for prompt, first in zip(prompts, first_columns, strict=True)
+                    [start + position for position in positions_of(prompt, spec)]
+                    for prompt, start in zip(prompts, starts, strict=True)
                 ],
             )
             for spec in self._reads
@@ -116,33 +120,33 @@ class Recorder:
         return tuple(prompt.chat.last_user_text for prompt in self._prompts)
 
 
-def column_selection(prompt: Prompt, spec: CaptureSpec, first_column: int) -> Columns:
-    """Return the columns that a read wants of a prompt's row; a number for the last position.
+def positions_of(prompt: Prompt, spec: CaptureSpec) -> Sequence[int]:
+    """Return the positions that a read wants of a prompt, in ascending order but for numbers.
 
     Raises:
         DataError: The prompt has no such positions.
     """
     length, positions = len(prompt), spec.positions
     if positions == "last":
-        return first_column + length - 1
+        return (length - 1,)
     if positions == "all":
-        return slice(first_column, first_column + length)
+        return range(length)
     if isinstance(positions, tuple):
         wanted = [p + length if p < 0 else p for p in positions]
         if any(not 0 <= p < length for p in wanted):
             raise DataError(f"positions {positions} do not exist in a prompt of {length} tokens")
-    else:
-        spans = prompt.spans_of("user")
-        spans = spans[-1:] if positions == "user" else spans
-        wanted = [p for span in spans for p in range(span.start, span.stop)]
-        if not wanted:
-            raise DataError("the prompt has no user tokens to read")
-    return torch.tensor(wanted) + first_column
+        return wanted
+    spans = prompt.spans_of("user")
+    spans = spans[-1:] if positions == "user" else spans
+    wanted = [p for span in spans for p in range(span.start, span.stop)]
+    if not wanted:
+        raise DataError("the prompt has no user tokens to read")
+    return wanted
 
 
 def _pooled(states: Tensor, spec: CaptureSpec) -> Tensor:
-    """Return the normalised states [position, d_model], float32, pooled to [d_model]."""
-    states = _normalised(states.reshape(-1, states.shape[-1]), spec)
+    """Return states [position, d_model] normalised and pooled to [d_model], float32."""
+    states = _normalised(states.float(), spec)
     return states.mean(0) if spec.pool == "mean" else states.amax(0)
 
 
@@ -160,62 +164,57 @@ def _normalised(states: Tensor, spec: CaptureSpec) -> Tensor:
 
 @contextmanager
 def recording(
-    parts: Parts,
-    prompts: Sequence[Prompt],
-    reads: Sequence[Read],
-    *,
-    first_columns: Sequence[int] | None = None,
-    stop_early: bool = False,
+    parts: Parts, prompts: Sequence[Prompt], reads: Sequence[Read], *, starts: Sequence[int]
 ) -> Iterator[Recorder]:
     """Record reads while the model runs inside the block; hooks are always removed.
 
     Args:
         parts: Of the model that will run.
-        prompts: The rows of the batch.
+        prompts: What it will read.
         reads: What to record.
-        first_columns: For each row the column of its first token; None means 0.
-        stop_early: Leave the forward pass after the deepest block that is read.
+        starts: For each prompt the row of its first token among all tokens of the pass.
 
     Raises:
         ConfigError: A read names a layer that the model does not have.
         DataError: A prompt has no such positions.
     """
-    recorder = Recorder(prompts, reads, first_columns or [0] * len(prompts))
+    recorder = Recorder(prompts, reads, starts)
     wanted: dict[nn.Module, list[tuple[Slot, int]]] = {}
     for spec, slot in recorder.slots.items():
         for index, layer in enumerate(spec.layers):
             wanted.setdefault(parts.module(layer, spec.site), []).append((slot, index))
-    deepest = _deepest(parts, list(recorder.slots)) if stop_early and wanted else None
 
     def hook(module: nn.Module, _inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
         started = time.perf_counter()
         states = output if isinstance(output, Tensor) else output[0]
         for slot, index in wanted[module]:
-            slot.take(index, states)
+            slot.take(index, states, recorder.present)
         recorder.seconds += time.perf_counter() - started
-
-    def leave(_module: nn.Module, _inputs: object, _output: object) -> None:
-        raise _StopEarlyError
 
     handles: list[torch.utils.hooks.RemovableHandle] = []
     try:
         for module in wanted:
             handles.append(module.register_forward_hook(hook))
-        if deepest is not None:
-            handles.append(deepest.register_forward_hook(leave))
         yield recorder
-    except _StopEarlyError:
-        return
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _deepest(parts: Parts, specs: Sequence[CaptureSpec]) -> nn.Module:
-    """Return the last block, or the final norm, that a read needs: the pass may end after it."""
-    if any(spec.site == "final_norm" for spec in specs):
-        return parts.final_norm
-    return parts.blocks[max(parts.layer(layer) for spec in specs for layer in spec.layers)]
+@contextmanager
+def leaving_after(module: nn.Module) -> Iterator[None]:
+    """End the forward pass that runs inside the block once a module is done."""
+
+    def leave(_module: nn.Module, _inputs: object, _output: object) -> None:
+        raise _StopEarlyError
+
+    handle = module.register_forward_hook(leave)
+    try:
+        yield
+    except _StopEarlyError:
+        return
+    finally:
+        handle.remove()
 
 
 @torch.inference_mode()
@@ -246,6 +245,7 @@ def capture(
         raise DataError("there are no prompts to capture")
     width = max(len(prompt) for prompt in prompts)
     first = [width - len(p) if padding_side == "left" else 0 for p in prompts]
+    starts = [row * width + column for row, column in enumerate(first)]
     ids: Array = np.full((len(prompts), width), pad_token_id, dtype=np.int64)
     mask: Array = np.zeros_like(ids)
     for row, prompt in enumerate(prompts):
@@ -257,8 +257,9 @@ def capture(
     if not mask.all():
         inputs["attention_mask"] = torch.from_numpy(mask).to(device)
         inputs["position_ids"] = torch.from_numpy((mask.cumsum(1) - 1).clip(0)).to(device)
-    needs_pass = any(isinstance(read, CaptureSpec) for read in reads)
-    with recording(parts, prompts, reads, first_columns=first, stop_early=True) as recorder:
-        if needs_pass:
-            parts.body(**inputs, use_cache=False)
+    specs = [read for read in reads if isinstance(read, CaptureSpec)]
+    with recording(parts, prompts, reads, starts=starts) as recorder:
+        if specs:
+            with leaving_after(parts.last_read(specs)):
+                parts.body(**inputs, use_cache=False)
     return recorder.readings()

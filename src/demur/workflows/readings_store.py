@@ -6,27 +6,30 @@ an interrupted capture goes on where it stopped, and a second detector never loa
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load as from_bytes
 from safetensors.numpy import save as to_bytes
 
 from demur.core.artifacts import write_synced
 from demur.core.errors import DataError
-from demur.core.readings import Array, Readings
+from demur.core.readings import Array, Readings, Values
 from demur.core.reads import CaptureSpec, Read
 from demur.core.types import ModelId, Prompt
 
-CAPTURE_VERSION = 1
+CAPTURE_VERSION = 2
 """Raised when the states that the capture path yields change."""
+TOKENS_A_SHARD = 65536
+"""An interrupted capture loses less than a shard."""
 
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """Which prompts go into which shard: neighbours in length, so that padding is little."""
+    """Which prompts go into which shard: neighbours in length."""
 
     rows: tuple[tuple[int, ...], ...]
 
@@ -34,8 +37,15 @@ class ShardPlan:
     def by_length(cls, prompts: Sequence[Prompt], *, rows_a_shard: int = 256) -> "ShardPlan":
         """Plan shards over prompts sorted by length."""
         order = sorted(range(len(prompts)), key=lambda row: (len(prompts[row]), row))
-        starts = range(0, len(order), rows_a_shard)
-        return cls(tuple(tuple(order[start : start + rows_a_shard]) for start in starts))
+        shards: list[list[int]] = []
+        tokens = 0
+        for row in order:
+            tokens += len(prompts[row])
+            if not shards or len(shards[-1]) == rows_a_shard or tokens > TOKENS_A_SHARD:
+                shards.append([])
+                tokens = len(prompts[row])
+            shards[-1].append(row)
+        return cls(tuple(map(tuple, shards)))
 
 
 @dataclass(frozen=True)
@@ -56,7 +66,14 @@ class ReadingsFolder:
 
     def write(self, shard: int, readings: Readings) -> None:
         """Write a shard whole or not at all."""
-        arrays = {str(i): readings.pooled(spec) for i, spec in enumerate(self.reads)}
+        arrays: dict[str, Array] = {}
+        for number, spec in enumerate(self.reads):
+            if spec.is_pooled:
+                arrays[str(number)] = readings.pooled(spec)
+            else:
+                states = readings.ragged(spec)
+                arrays[str(number)] = np.concatenate(states, axis=1)
+                arrays[f"{number}.lengths"] = np.array([state.shape[1] for state in states])
         path = self.shard_path(shard)
         partial = path.with_suffix(".partial")
         try:
@@ -84,12 +101,19 @@ class ReadingsFolder:
         Raises:
             DataError: A shard is missing or damaged.
         """
+        rows, parts = zip(*self.parts(), strict=True)
+        return Readings.concatenate(parts).take(np.argsort(np.concatenate(rows)))
+
+    def parts(self) -> Iterator[tuple[Array, Readings]]:
+        """Yield the readings a shard at a time, each with the rows of its prompts.
+
+        Raises:
+            DataError: A shard is missing or damaged.
+        """
         if self.missing():
             raise DataError(f"{self.path} lacks {len(self.missing())} shards: capture again")
-        parts = [self._read(shard) for shard in range(len(self.plan.rows))]
-        order = [row for rows in self.plan.rows for row in rows]
-        places = sorted(range(len(order)), key=order.__getitem__)
-        return Readings.concatenate(parts).take(places)
+        for shard, rows in enumerate(self.plan.rows):
+            yield np.array(rows), self._read(shard)
 
     def _read(self, shard: int) -> Readings:
         path = self.shard_path(shard)
@@ -97,32 +121,34 @@ class ReadingsFolder:
             arrays: dict[str, Array] = from_bytes(path.read_bytes())
         except SafetensorError as error:
             raise DataError(f"{path} is damaged ({error}): delete it and capture again") from error
-        return Readings({spec: arrays[str(i)] for i, spec in enumerate(self.reads)})
+        values: dict[Read, Values] = {}
+        for number, spec in enumerate(self.reads):
+            states = arrays[str(number)]
+            if spec.is_pooled:
+                values[spec] = states
+            else:
+                ends = np.cumsum(arrays[f"{number}.lengths"])[:-1]
+                values[spec] = tuple(np.split(states, ends, axis=1))
+        return Readings(values)
 
 
 def open_folder(
-    root: Path, model_id: ModelId, reads: Sequence[Read], prompts: Sequence[Prompt]
+    root: Path, model_id: ModelId, reads: Sequence[CaptureSpec], prompts: Sequence[Prompt]
 ) -> ReadingsFolder:
     """Open (or make) the folder for a set of prompts.
 
     Args:
         root: Where all sets lie.
         model_id: Part of the key, with dtype and name.
-        reads: Pooled captures only.
+        reads: What is captured.
         prompts: Part of the key, through their tokens and spans.
-
-    Raises:
-        DataError: A read is not a pooled capture.
     """
-    pooled = tuple(read for read in reads if isinstance(read, CaptureSpec) and read.is_pooled)
-    if len(pooled) != len(reads):
-        raise DataError("only pooled captures are stored: set pool, or read the last position")
     digest = hashlib.sha256()
     for prompt in prompts:
         digest.update(repr((prompt.token_ids, prompt.spans)).encode())
     key = {
         "model_id": model_id.as_dict(),
-        "reads": [spec.as_dict() for spec in pooled],
+        "reads": [spec.as_dict() for spec in reads],
         "capture_version": CAPTURE_VERSION,
         "prompts": digest.hexdigest(),
         "num_prompts": len(prompts),
@@ -132,4 +158,4 @@ def open_folder(
     folder = root / name
     folder.mkdir(parents=True, exist_ok=True)
     write_synced(folder / "manifest.json", text.encode())
-    return ReadingsFolder(folder, pooled, ShardPlan.by_length(prompts))
+    return ReadingsFolder(folder, tuple(reads), ShardPlan.by_length(prompts))

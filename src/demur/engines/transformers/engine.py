@@ -130,7 +130,7 @@ class TransformersEngine:
 
     def _started(self, request: Request, batch: Batch) -> list[Event]:
         started = time.perf_counter()
-        with recording(self._loaded.parts, [request.prompt], request.reads) as recorder:
+        with recording(self._loaded.parts, [request.prompt], request.reads, starts=[0]) as recorder:
             logits, cache = self._prefill(request.prompt)
         prefill_s = self._elapsed(started) - recorder.seconds
         started = time.perf_counter()
