@@ -63,7 +63,7 @@ def linear(
     """Return a fitted detector as a contender."""
     return Contender(
         name,
-        lambda examples: detector.decision_function(capture(examples, detector)),
+        lambda examples: detector.decision_function(capture.read(examples, detector.reads)),
         calibration.at(FPR).threshold,
         {"realised_fpr": calibration.at(FPR).realised_fpr},
     )

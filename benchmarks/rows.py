@@ -7,7 +7,7 @@ import numpy as np
 
 from demur.core.errors import DataError
 from demur.core.examples import Example
-from demur.core.protocols import Detector
+from demur.core.protocols import Detector, Stream, whole
 from demur.core.readings import Readings
 from demur.core.reads import Read
 from demur.datasets import starter
@@ -99,15 +99,15 @@ class SetCapturer:
         self._capturer = capturer
         self._report = report
 
-    def __call__(self, examples: Sequence[Example], detector: Detector) -> Readings:
-        """Return the readings of examples, in order."""
-        return self.read(examples, detector.reads)
+    def __call__(self, examples: Sequence[Example], detector: Detector) -> Stream:
+        """Return the readings of examples as a stream of one part."""
+        return [(np.arange(len(examples)), self.read(examples, detector.reads))]
 
     def read(self, examples: Sequence[Example], reads: Sequence[Read]) -> Readings:
         """Return the readings of examples, in order."""
         parts, order = [], []
         for rows in by_set(examples).values():
             chats = [examples[row].chat for row in rows]
-            parts.append(self._capturer.read(chats, reads, report=self._report))
+            parts.append(whole(self._capturer.parts(chats, reads, report=self._report)))
             order += rows
         return Readings.concatenate(parts).take(np.argsort(order))

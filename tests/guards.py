@@ -87,6 +87,7 @@ def artifact_of(method: str, detector: Detector, engine: Engine) -> Artifact:
         fingerprint_tolerance=0.05 * float(scores.std()),
         provenance={"versions": {"demur": "test"}},
         card="# A card\n",
+        moments=detector.moments(),
     )
 
 

@@ -13,6 +13,7 @@ from tests.model_folder import (
     CommandLine,
     Fields,
     Workplace,
+    assert_one_line,
     labelled_prompts,
     on_model,
     save_model,
@@ -277,3 +278,57 @@ def test_other_weights_under_the_same_name_are_captured_anew(
     assert demur("fit", "--data", workplace.labelled_path, *options).exit_code == 0
     fitted = [p / "model.safetensors" for p in (tmp_path / "out", workplace.artifact_path)]
     assert fitted[0].read_bytes() != fitted[1].read_bytes()
+
+
+def test_a_parameter_of_the_method_is_taken_over(
+    demur: CommandLine, workplace: Workplace, tmp_path: Path
+) -> None:
+    arguments = ("fit", "--data", workplace.labelled_path, *workplace.model, *FPR)
+    out = tmp_path / "out"
+    outcome = demur(*arguments, "-p", "c=0.25", "-p", "balance=labels", "--out", out)
+    assert outcome.exit_code == 0, outcome.stderr
+    found = manifest_of(out)["hyper_parameters"]
+    assert (found["c"], found["balance"]) == (0.25, "labels")
+
+
+@pytest.mark.parametrize(
+    ("parameter", "part"),
+    [("c", "NAME=VALUE"), ("width=3", "balance"), ("c=-1", "c is -1"), ("c=wide", "c=wide")],
+)
+def test_a_parameter_that_the_method_does_not_take_is_refused(
+    demur: CommandLine, workplace: Workplace, tmp_path: Path, parameter: str, part: str
+) -> None:
+    arguments = ("fit", "--data", workplace.labelled_path, *workplace.model, *FPR)
+    outcome = demur(*arguments, "-p", parameter, "--out", tmp_path / "out")
+    assert_one_line(outcome, part)
+
+
+@pytest.mark.parametrize(
+    "method",
+    ["layer_vote", "layered_prototypes", "mlp", "nearest_neighbours", "token_transformer"],
+)
+def test_every_sort_of_detector_is_fitted_and_checks_prompts(
+    demur: CommandLine, workplace: Workplace, tmp_path: Path, method: str
+) -> None:
+    out = tmp_path / "out"
+    data = ("--data", workplace.labelled_path, "--detector", method)
+    outcome = demur("fit", *data, *workplace.model, *FPR, "--out", out)
+    assert outcome.exit_code == 0, outcome.stderr
+    assert manifest_of(out)["provenance"]["metrics"]["val_auroc"] > 0.9
+    texts = [f"the {MARKER} heron stood past a mill", "the old heron stood past a mill"]
+    verdicts = []
+    for text in texts:
+        checked = demur("check", text, *workplace.model, "--detector", out, "--json")
+        assert checked.exit_code == 0, checked.stderr
+        verdicts.append(checked.rows()[0])
+    assert verdicts[0]["score"] > verdicts[1]["score"]
+
+
+def test_kept_moments_lie_in_the_artifact(
+    demur: CommandLine, workplace: Workplace, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    data = ("--data", workplace.labelled_path, "--detector", "prototypes", "-p", "keep=sources")
+    outcome = demur("fit", *data, *workplace.model, *FPR, "--out", out)
+    assert outcome.exit_code == 0, outcome.stderr
+    assert (out / "moments" / "moments.safetensors").is_file()

@@ -103,12 +103,12 @@ def test_two_reads_are_one_joined_problem() -> None:
     )
 
 
-def test_reads_of_different_width_are_joined() -> None:
+def test_reads_of_different_numbers_of_layers_are_joined() -> None:
     states, known = raw_states(), targets()
-    readings = Readings({FIRST: states, SECOND: states[:, :1, :3]})
+    readings = Readings({FIRST: states, SECOND: states[:, :1]})
     detector = Linear((FIRST, SECOND), c=0.1).fit(readings, known, seed=0)
     shapes = {spec: weights.shape for spec, weights in detector.readout().weights.items()}
-    assert shapes == {FIRST: (2, 6), SECOND: (1, 3)}
+    assert shapes == {FIRST: (2, 6), SECOND: (1, 6)}
 
 
 @pytest.mark.parametrize("constant", [0.0, 0.1, -3e4])

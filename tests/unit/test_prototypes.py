@@ -9,8 +9,8 @@ from demur.core.protocols import Targets
 from demur.core.readings import Array, Readings
 from demur.core.reads import CaptureSpec
 from demur.detectors import _moments
-from demur.detectors._moments import Moments
-from demur.detectors.prototypes import Prototypes, discriminant
+from demur.detectors._moments import Moments, discriminant
+from demur.detectors.prototypes import Prototypes
 
 LAST = CaptureSpec((0, 1))
 

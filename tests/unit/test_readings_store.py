@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from demur.core.errors import DataError
+from demur.core.protocols import whole
 from demur.core.reads import CaptureSpec, Texts
 from demur.core.types import Chat
 from demur.modeling.capture import capture
@@ -77,7 +78,7 @@ def test_states_of_every_token_are_stored_and_come_back_in_order(tmp_path: Path)
 
 
 def test_texts_are_read_without_a_forward_pass(tmp_path: Path) -> None:
-    readings = Capturer(tiny(), root=tmp_path).read(CHATS, [Texts()])
+    readings = whole(Capturer(tiny(), root=tmp_path).parts(CHATS, [Texts()]))
     assert readings.texts(Texts()) == tuple(chat.last_user_text for chat in CHATS)
     assert not list(tmp_path.iterdir())
 

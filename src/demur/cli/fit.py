@@ -1,9 +1,11 @@
 """Fit, calibrate and save a detector from labelled prompts."""
 
+import json
 from collections.abc import Sequence
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -13,8 +15,7 @@ from demur.cli._session import capture_progress, load_engine, numbers, stderr
 from demur.core.artifacts import require_replaceable
 from demur.core.errors import ConfigError
 from demur.core.examples import Example
-from demur.core.protocols import Detector
-from demur.core.readings import Readings
+from demur.core.protocols import Detector, Stream
 from demur.core.registry import load as load_method
 from demur.datasets import jsonl, splits
 from demur.workflows import fit as fitting
@@ -23,31 +24,40 @@ from demur.workflows.capture import Capturer
 app = typer.Typer(add_completion=False)
 
 
+Out = Annotated[Path, typer.Option("--out", help="The artifact's folder.")]
+Data = Annotated[list[Path], typer.Option("--data", help="Labelled JSON lines; may be repeated.")]
+SplitsPath = Annotated[Path | None, typer.Option("--splits", help="Lines with id, file and split.")]
+Small = Annotated[bool, typer.Option("--small", help="Only the rows that SPLITS marks small.")]
+OptionalRows = Annotated[
+    bool, typer.Option("--optional", help="Also the rows that SPLITS marks optional.")
+]
+Method = Annotated[str, typer.Option("--detector", "-d", help="See demur list.")]
+Layers = Annotated[
+    str | None, typer.Option("--layers", help="Decoder blocks from 0, such as 9,13,17.")
+]
+Parameters = Annotated[
+    list[str] | None,
+    typer.Option("--parameter", "-p", help="Of the method, as NAME=VALUE; may be repeated."),
+]
+DefaultFpr = Annotated[
+    float, typer.Option("--fpr", help="The default false-positive rate to calibrate.")
+]
+
+
 @app.command()
 def fit(
-    out: Annotated[Path, typer.Option("--out", help="The artifact's folder.")],
-    data: Annotated[
-        list[Path], typer.Option("--data", help="Labelled JSON lines; may be repeated.")
-    ],
+    out: Out,
+    data: Data,
     *,
-    splits_path: Annotated[
-        Path | None, typer.Option("--splits", help="Lines with id, file and split.")
-    ] = None,
-    small: Annotated[
-        bool, typer.Option("--small", help="Only the rows that SPLITS marks small.")
-    ] = False,
-    optional: Annotated[
-        bool, typer.Option("--optional", help="Also the rows that SPLITS marks optional.")
-    ] = False,
-    detector: Annotated[str, typer.Option("--detector", "-d", help="See demur list.")] = "linear",
-    layers: Annotated[
-        str | None, typer.Option("--layers", help="Decoder blocks from 0, such as 9,13,17.")
-    ] = None,
+    splits_path: SplitsPath = None,
+    small: Small = False,
+    optional: OptionalRows = False,
+    detector: Method = "linear",
+    layers: Layers = None,
+    parameters: Parameters = None,
     model: options.Model = "embedded",
     dtype: options.Dtype = "auto",
-    fpr: Annotated[
-        float, typer.Option("--fpr", help="The default false-positive rate to calibrate.")
-    ] = 0.01,
+    fpr: DefaultFpr = 0.01,
     seed: options.Seed = 0,
 ) -> None:
     """Fit a detector on labelled prompts, calibrate it on held-out ones, and save it.
@@ -57,16 +67,17 @@ def fit(
 
     Example: demur fit --data labelled.jsonl --fpr 0.05 --out my-detector
 
-    Example: demur check "Hello" --detector my-detector
+    Example: demur fit --data labelled.jsonl -d mlp -p hidden=128 --fpr 0.05 --out my-detector
     """
     require_replaceable(out)
     method: type[Detector] = load_method("detectors", detector)
     chosen = None if layers is None else numbers(layers)
+    given = _parameters(method, parameters or [])
     train, val = _parts(data, splits_path, small=small, optional=optional, seed=seed)
     fitting.require_fittable(train, val, fpr)
     engine = load_engine(model, dtype)
     num_blocks = len(engine.loaded.parts.blocks)
-    unfitted = method(method.default_reads(num_blocks, layers=chosen))
+    unfitted = method(method.default_reads(num_blocks, layers=chosen), **given)
     calibrated_on = f"{len(val)} held-out prompts of {', '.join(path.name for path in data)}"
     fitted = fitting.fit(
         unfitted,
@@ -85,6 +96,31 @@ def fit(
     )
 
 
+def _parameters(method: type[Detector], given: Sequence[str]) -> dict[str, Any]:
+    """Return the parameters that the user gave, after a trial.
+
+    Raises:
+        ConfigError: A parameter is malformed, unknown or out of range.
+    """
+    known = {field.name for field in fields(method)} - {"reads"}
+    values: dict[str, Any] = {}
+    for parameter in given:
+        name, has_value, value = parameter.partition("=")
+        if not has_value or name not in known:
+            raise ConfigError(
+                f"--parameter {parameter!r}: expected NAME=VALUE with a name of {sorted(known)}"
+            )
+        try:
+            values[name] = json.loads(value)
+        except ValueError:
+            values[name] = value
+    try:
+        method(method.default_reads(1), **values)
+    except TypeError as error:
+        raise ConfigError(f"--parameter {' '.join(given)}: {error}") from error
+    return values
+
+
 def _parts(
     data: list[Path], splits_path: Path | None, *, small: bool, optional: bool, seed: int
 ) -> tuple[list[Example], list[Example]]:
@@ -97,7 +133,7 @@ def _parts(
     return fitting.hold_out([row for path in data for row in jsonl.load(path)], seed=seed)
 
 
-def _capture(capturer: Capturer, examples: Sequence[Example], detector: Detector) -> Readings:
+def _capture(capturer: Capturer, examples: Sequence[Example], detector: Detector) -> Stream:
     with capture_progress() as report:
         chats = [example.chat for example in examples]
-        return capturer.read(chats, detector.reads, report=report)
+        return capturer.parts(chats, detector.reads, report=report)

@@ -5,6 +5,7 @@ model.safetensors        the fitted arrays
 thresholds.json          each threshold with its rate, interval and calibration set
 fingerprint.safetensors  states and scores of a few prompts on the engine that fitted it
 README.md                the model card
+moments/                 what later sets can be merged into, where it was kept
 """
 
 import hashlib
@@ -29,6 +30,7 @@ from demur.core.types import ModelId
 SCHEMA_VERSION = 1
 MANIFEST, WEIGHTS, THRESHOLDS = "demur.json", "model.safetensors", "thresholds.json"
 FINGERPRINT, CARD = "fingerprint.safetensors", "README.md"
+MOMENTS = "moments/moments.safetensors"
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,8 @@ class Artifact:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Library versions, hashes of the training sets, the command."""
     card: str = ""
+    moments: Mapping[str, Array] = field(default_factory=dict)
+    """What the detector keeps beside its fit, so that sets can be added and taken away."""
 
     @property
     def sha256(self) -> str:
@@ -128,6 +132,7 @@ def write_whole(folder: Path, files: Mapping[str, bytes]) -> None:
     try:
         partial.mkdir()
         for name, content in files.items():
+            (partial / name).parent.mkdir(exist_ok=True)
             write_synced(partial / name, content)
         if folder.exists():
             folder.rename(old)
@@ -160,7 +165,12 @@ def save(artifact: Artifact, folder: Path) -> None:
     """
     tensors = {
         name: to_bytes({key: array.copy(order="C") for key, array in arrays.items()})
-        for name, arrays in ((WEIGHTS, artifact.state), (FINGERPRINT, artifact.fingerprint))
+        for name, arrays in (
+            (WEIGHTS, artifact.state),
+            (FINGERPRINT, artifact.fingerprint),
+            (MOMENTS, artifact.moments),
+        )
+        if arrays or name != MOMENTS
     }
     thresholds = _as_json(asdict(artifact.calibration))
     manifest = {
@@ -219,6 +229,9 @@ def read(folder: Path) -> Artifact:
             fingerprint_tolerance=float(manifest["fingerprint_tolerance"]),
             provenance=manifest["provenance"],
             card=(folder / CARD).read_text(encoding="utf-8"),
+            moments=_read_tensors(folder / MOMENTS, manifest["sha256"][MOMENTS])
+            if MOMENTS in manifest["sha256"]
+            else {},
         )
     except DataError:
         raise
@@ -279,7 +292,8 @@ def restore(artifact: Artifact) -> Detector:
         DataError: The hyper-parameters or arrays are not the method's.
     """
     method: type[Detector] = registry.load("detectors", artifact.method)
-    return method.from_hyper_parameters(artifact.hyper_parameters).load_state(artifact.state)
+    detector = method.from_hyper_parameters(artifact.hyper_parameters).load_state(artifact.state)
+    return detector.load_moments(artifact.moments)
 
 
 def check_model(artifact: Artifact, model_id: ModelId, *, name: str) -> None:

@@ -198,6 +198,20 @@ class Detector(ABC):
             DataError: An array is missing or has the wrong shape.
         """
 
+    def moments(self) -> dict[str, Array]:
+        """Return what later sets can be merged into, by name; empty where nothing is kept."""
+        return {}
+
+    def load_moments(self, moments: Mapping[str, Array]) -> Self:
+        """Take over what `moments` returned, and return self.
+
+        Raises:
+            DataError: The method keeps none, or they are not its own.
+        """
+        if moments:
+            raise DataError(f"{type(self).__name__} keeps no moments, got {sorted(moments)}")
+        return self
+
     def hyper_parameters(self) -> dict[str, object]:
         """Return the fields as plain values, for JSON; `from_hyper_parameters` takes them back."""
         fields = asdict(self)
@@ -221,6 +235,39 @@ class Detector(ABC):
             return cls(tuple(read_from_dict(read) for read in raw_reads), **plain)
         except TypeError as error:
             raise DataError(f"{cls.__name__} does not take these fields: {error}") from error
+
+
+Stream = Iterable[tuple[Array, Readings]]
+"""The readings of many prompts in parts, each with the rows of its prompts among the targets.
+
+It can be gone through more than once, and need not be in memory as a whole."""
+
+
+class StreamedDetector(Detector):
+    """A detector that is fitted on a part of the readings after another: memory stays flat."""
+
+    @abstractmethod
+    def fit_stream(self, parts: Stream, targets: Targets, *, seed: int) -> Self:
+        """Fit to labelled prompts and return self, as `fit` does.
+
+        Args:
+            parts: The readings of all prompts.
+            targets: What is known of them.
+            seed: The same seed gives the same scores.
+
+        Raises:
+            DataError: The parts and targets do not fit together, or hold a NaN.
+        """
+
+    def fit(self, readings: Readings, targets: Targets, *, seed: int) -> Self:
+        """Fit to labelled prompts and return self; see `Detector.fit`."""
+        return self.fit_stream([(np.arange(len(readings)), readings)], targets, seed=seed)
+
+
+def whole(parts: Stream) -> Readings:
+    """Return the readings of a stream, in the order of the rows."""
+    rows, readings = zip(*parts, strict=True)
+    return Readings.concatenate(readings).take(np.argsort(np.concatenate(rows)))
 
 
 class LinearDetector(Detector):

@@ -87,23 +87,21 @@ def joined(readings: Readings, reads: Sequence[Read], *, num_prompts: int) -> Ar
     return np.concatenate([array.reshape(num_prompts, -1) for array in states], axis=1)
 
 
-def unjoined(
-    weights: Array, bias: float, readings: Readings, reads: Sequence[Read]
-) -> LinearReadout:
+def unjoined(weights: Array, bias: float, reads: Sequence[Read]) -> LinearReadout:
     """Return the read-out whose weights are those of joined states.
 
     Args:
         weights: [feature], in the order of `joined`.
         bias: Of the score.
-        readings: What was joined; only its shapes count.
         reads: Pooled captures.
     """
+    specs = _pooled_specs(reads)
+    layers = weights.reshape(sum(len(spec.layers) for spec in specs), -1)  # [layer, d_model]
     parts: dict[CaptureSpec, Array] = {}
     start = 0
-    for spec in _pooled_specs(reads):
-        shape = readings.pooled(spec).shape[1:]
-        stop = start + shape[0] * shape[1]
-        parts[spec] = weights[start:stop].reshape(shape).astype(np.float32)
+    for spec in specs:
+        stop = start + len(spec.layers)
+        parts[spec] = layers[start:stop].astype(np.float32)
         start = stop
     return LinearReadout(parts, bias)
 

@@ -94,6 +94,15 @@ def spread_layers(num_blocks: int, *, start: float, count: int) -> tuple[int, ..
     return tuple(sorted({first + (last - first) * step // steps for step in range(steps + 1)}))
 
 
+def middle_layer(num_blocks: int) -> tuple[int, ...]:
+    """Return the layer after half of the depth, where a single layer tells most of a prompt.
+
+    >>> middle_layer(30)
+    (16,)
+    """
+    return (min(num_blocks // 2 + 1, num_blocks - 1),)
+
+
 def read_from_dict(fields: dict[str, object]) -> Read:
     """Return the read that `as_dict` wrote.
 

@@ -75,5 +75,5 @@ class Linear(LinearDetector):
             c=self.c,
             max_iterations=self.max_iterations,
         )
-        self.readout_ = unjoined(weights, bias, readings, self.reads)
+        self.readout_ = unjoined(weights, bias, self.reads)
         return self

@@ -84,8 +84,8 @@ class Capturer:
 
     def parts(
         self, chats: Sequence[Chat], reads: Sequence[Read], *, report: Report = ignore_progress
-    ) -> Iterator[tuple[Array, Readings]]:
-        """Read chats, and yield their readings a shard at a time, each with its rows.
+    ) -> "CapturedParts":
+        """Read chats, and return their readings as a stream from disk.
 
         Raises:
             DataError: A chat cannot be rendered or is longer than the context.
@@ -93,22 +93,8 @@ class Capturer:
         captured = [read for read in reads if isinstance(read, CaptureSpec)]
         texts: Values = tuple(chat.last_user_text for chat in chats)
         of_texts = Readings({read: texts for read in reads if not isinstance(read, CaptureSpec)})
-        if not captured:
-            yield np.arange(len(chats)), of_texts
-            return
-        for rows, readings in self.capture(chats, captured, report=report).parts():
-            yield rows, Readings({**readings.values, **of_texts.take(rows).values})
-
-    def read(
-        self, chats: Sequence[Chat], reads: Sequence[Read], *, report: Report = ignore_progress
-    ) -> Readings:
-        """Return the readings of chats, in order.
-
-        Raises:
-            DataError: A chat cannot be rendered or is longer than the context.
-        """
-        rows, parts = zip(*self.parts(chats, reads, report=report), strict=True)
-        return Readings.concatenate(parts).take(np.argsort(np.concatenate(rows)))
+        folder = self.capture(chats, captured, report=report) if captured else None
+        return CapturedParts(folder, of_texts)
 
     def _fill(self, folder: ReadingsFolder, prompts: Sequence[Prompt]) -> Iterator[Progress]:
         """Read what is missing, a shard at a time, and report after each batch."""
@@ -148,6 +134,24 @@ class Capturer:
                 f"{self._max_tokens}; leave it out or shorten it"
             )
         return prompt
+
+
+@dataclass(frozen=True)
+class CapturedParts:
+    """Readings a shard at a time, each with the rows of its prompts; it can be read repeatedly."""
+
+    folder: ReadingsFolder | None
+    """What was captured; None if only texts were read."""
+    texts: Readings
+    """Of all prompts, in order."""
+
+    def __iter__(self) -> Iterator[tuple[Array, Readings]]:
+        """Yield rows and their readings."""
+        if self.folder is None:
+            yield np.arange(len(self.texts)), self.texts
+            return
+        for rows, readings in self.folder.parts():
+            yield rows, Readings({**readings.values, **self.texts.take(rows).values})
 
 
 class _Clock:

@@ -15,8 +15,8 @@ import demur
 from demur.core.artifacts import Artifact, Calibration, save
 from demur.core.errors import ConfigError, DataError
 from demur.core.examples import Example
-from demur.core.protocols import Detector, Engine, Targets
-from demur.core.readings import Array, Readings
+from demur.core.protocols import Detector, Engine, Stream, StreamedDetector, Targets, whole
+from demur.core.readings import Array
 from demur.guard import fingerprint
 from demur.guard.calibration import calibrate, num_groups_needed, supported_rates
 from demur.workflows.card import model_card
@@ -24,7 +24,8 @@ from demur.workflows.card import model_card
 FINGERPRINT_TOLERANCE = 0.25
 """Of the spread (standard deviation) of the validation scores: see `docs/architecture.md`."""
 
-Capture = Callable[[Sequence[Example], Detector], Readings]
+Capture = Callable[[Sequence[Example], Detector], Stream]
+"""Returns the readings of examples for a detector, in parts."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def fit(
         detector: Unfitted.
         train: Labelled prompts.
         val: Labelled prompts of other groups.
-        capture: Returns the readings of prompts.
+        capture: Returns the readings of prompts, in parts.
         fpr: The default false-positive rate; all rates that `val` supports are calibrated.
         calibrated_on: What the benign prompts of `val` are, in words.
         seed: Of the fit.
@@ -125,8 +126,12 @@ def fit(
     """
     require_fittable(train, val, fpr)
     targets, val_targets = targets_of(train), targets_of(val)
-    detector.fit(capture(train, detector), targets, seed=seed)
-    scores = detector.decision_function(capture(val, detector))
+    parts = capture(train, detector)
+    if isinstance(detector, StreamedDetector):
+        detector.fit_stream(parts, targets, seed=seed)
+    else:
+        detector.fit(whole(parts), targets, seed=seed)
+    scores = scores_of(detector, capture(val, detector), len(val))
     num_groups = len(np.unique(val_targets.group[~val_targets.unsafe]))
     calibration = calibrate(
         scores,
@@ -143,6 +148,14 @@ def fit(
         "val_fpr_at_default": float(flagged[~val_targets.unsafe].mean()),
     }
     return Fitted(detector, calibration, scores, metrics)
+
+
+def scores_of(detector: Detector, parts: Stream, num_prompts: int) -> Array:
+    """Return the scores [prompt] of prompts whose readings come in parts."""
+    scores: Array = np.full(num_prompts, np.nan)
+    for rows, readings in parts:
+        scores[rows] = detector.decision_function(readings)
+    return scores
 
 
 def write_artifact(
@@ -174,6 +187,7 @@ def write_artifact(
         hyper_parameters=json.loads(json.dumps(fitted.detector.hyper_parameters())),
         model_id=engine.model_id,
         state=fitted.detector.state(),
+        moments=fitted.detector.moments(),
         calibration=fitted.calibration,
         fingerprint=fingerprint.take(engine, fitted.detector),
         fingerprint_tolerance=float(FINGERPRINT_TOLERANCE * fitted.scores.std()),

@@ -17,6 +17,7 @@ from safetensors.numpy import save as to_bytes
 
 from demur.core.artifacts import write_synced
 from demur.core.errors import DataError
+from demur.core.protocols import whole
 from demur.core.readings import Array, Readings, Values
 from demur.core.reads import CaptureSpec, Read
 from demur.core.types import ModelId, Prompt
@@ -101,8 +102,7 @@ class ReadingsFolder:
         Raises:
             DataError: A shard is missing or damaged.
         """
-        rows, parts = zip(*self.parts(), strict=True)
-        return Readings.concatenate(parts).take(np.argsort(np.concatenate(rows)))
+        return whole(self.parts())
 
     def parts(self) -> Iterator[tuple[Array, Readings]]:
         """Yield the readings a shard at a time, each with the rows of its prompts.
