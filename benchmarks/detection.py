@@ -24,13 +24,14 @@ from benchmarks.build_pretrained import FPR, OUT, fit_selection, show_progress
 from benchmarks.detection_report import report
 from benchmarks.machine import describe_machine
 from benchmarks.rows import TEST_SPLITS, Selection, SetCapturer, research_rows, shipped_rows
-from benchmarks.tfidf import TfidfClassifier
 from demur.core import artifacts
 from demur.core.artifacts import Calibration
 from demur.core.examples import Example
 from demur.core.protocols import Detector
-from demur.core.readings import Array
+from demur.core.readings import Array, Readings
+from demur.core.reads import Texts
 from demur.datasets.demur_data import DemurData
+from demur.detectors.tfidf import Tfidf
 from demur.engines.transformers import TransformersEngine
 from demur.guard.calibration import calibrate
 from demur.workflows.capture import Capturer
@@ -42,6 +43,8 @@ BENIGN_POOL = "alpaca_eval"
 OTHER_LANGUAGES = frozenset({"multijail", "catqa_vi"})
 BY_CATEGORY = frozenset({"do_not_answer", "harmbench", "openai_moderation", "prompt_injection"})
 BOOTSTRAP_DRAWS = 1000
+TFIDF_PENALTIES = (0.1, 1.0, 10.0, 100.0)
+"""Values of `c` to choose from."""
 
 Scores = dict[tuple[str, str], Array]
 """By set and split."""
@@ -69,21 +72,33 @@ def linear(
     )
 
 
+def texts_of(examples: Sequence[Example]) -> Readings:
+    """Return what the user says in each."""
+    return Readings({Texts(): tuple(example.chat.last_user_text for example in examples)})
+
+
 def tfidf(selection: Selection) -> Contender:
-    """Fit TF-IDF on a selection, and calibrate it as a detector is calibrated."""
+    """Fit TF-IDF on a selection, and calibrate it as a detector is calibrated.
+
+    The penalty is the one of the best AUROC on validation prompts.
+    """
     targets, val = targets_of(selection.train), targets_of(selection.val)
-    classifier = TfidfClassifier().fit(
-        selection.train, targets, val=selection.val, val_unsafe=val.unsafe
-    )
-    scores = classifier.score(selection.val)
+    train, val_texts = texts_of(selection.train), texts_of(selection.val)
+    best_auroc, best = -1.0, Tfidf((Texts(),))
+    for c in TFIDF_PENALTIES:
+        detector = Tfidf((Texts(),), c=c).fit(train, targets, seed=0)
+        auroc = float(roc_auc_score(val.unsafe, detector.decision_function(val_texts)))
+        if auroc > best_auroc:
+            best_auroc, best = auroc, detector
+    scores = best.decision_function(val_texts)
     calibration = calibrate(
         scores, val.unsafe, val.group, rates=(FPR,), calibrated_on="", default_fpr=FPR
     )
     return Contender(
         f"{selection.name} TF-IDF",
-        classifier.score,
+        lambda examples: best.decision_function(texts_of(examples)),
         calibration.at(FPR).threshold,
-        {"realised_fpr": calibration.at(FPR).realised_fpr, "c": classifier.c},
+        {"realised_fpr": calibration.at(FPR).realised_fpr, "c": best.c},
     )
 
 

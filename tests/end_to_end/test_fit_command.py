@@ -305,7 +305,7 @@ def test_a_parameter_that_the_method_does_not_take_is_refused(
 
 @pytest.mark.parametrize(
     "method",
-    ["layer_vote", "layered_prototypes", "mlp", "nearest_neighbours", "token_transformer"],
+    ["layer_vote", "layered_prototypes", "mlp", "nearest_neighbours", "token_transformer", "tfidf"],
 )
 def test_every_sort_of_detector_is_fitted_and_checks_prompts(
     demur: CommandLine, workplace: Workplace, tmp_path: Path, method: str
@@ -332,3 +332,32 @@ def test_kept_moments_lie_in_the_artifact(
     outcome = demur("fit", *data, *workplace.model, *FPR, "--out", out)
     assert outcome.exit_code == 0, outcome.stderr
     assert (out / "moments" / "moments.safetensors").is_file()
+
+
+def test_category_heads_are_fitted_and_shown_by_check(
+    demur: CommandLine, workplace: Workplace, tmp_path: Path
+) -> None:
+    rows = [
+        {
+            **row,
+            "source": "openai_moderation",
+            "category": "V" if row["label"] == "unsafe" else None,
+        }
+        for row in labelled_prompts(640, seed=2)
+    ]
+    out = tmp_path / "out"
+    data = ("--data", labelled_path(tmp_path, rows), "--categories")
+    outcome = demur("fit", *data, *workplace.model, *FPR, "--out", out)
+    assert outcome.exit_code == 0, outcome.stderr
+    assert "self-harm: unsupported, 0 prompts" in outcome.stderr
+    checked = demur("check", f"the {MARKER} heron", *workplace.model, "-d", out, "--json").rows()[0]
+    assert checked["categories"]["violence"] > 0.5
+    assert checked["categories"]["self-harm"] is None
+
+
+def test_categories_need_a_detector_of_states(
+    demur: CommandLine, workplace: Workplace, tmp_path: Path
+) -> None:
+    data = ("--data", workplace.labelled_path, "--detector", "token_transformer", "--categories")
+    outcome = demur("fit", *data, *workplace.model, *FPR, "--out", tmp_path / "out")
+    assert_one_line(outcome, "--categories")

@@ -17,7 +17,7 @@ from demur.core.artifacts import Artifact
 from demur.core.errors import ConfigError, DataError, ModelMismatchError
 from demur.engines.fake import FakeEngine
 from demur.guard import Guard
-from demur.guard.loading import find_artifact, load_detector
+from demur.guard.loading import PRETRAINED_PATH, find_artifact, load_detector
 from tests.guards import REFUSAL, linear_artifact
 
 FILES = [
@@ -358,3 +358,9 @@ def test_a_guard_takes_a_responder_with_dashes(folder: Path) -> None:
 def test_a_guard_does_not_load_an_unknown_responder(folder: Path) -> None:
     with pytest.raises(ConfigError, match="there is no responder 'oracle'"):
         Guard.load(FakeEngine(), detectors=[folder], responder="oracle")
+
+
+def test_the_weights_of_the_packaged_detector_take_a_few_kilobytes() -> None:
+    for path in PRETRAINED_PATH.glob("*/model.safetensors"):
+        assert path.stat().st_size < 100_000
+    assert list(PRETRAINED_PATH.glob("*/model.safetensors"))

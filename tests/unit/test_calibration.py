@@ -10,7 +10,7 @@ from scipy.stats import beta, norm
 from demur.core.artifacts import Calibration
 from demur.core.errors import ConfigError, DataError
 from demur.core.readings import Array
-from demur.guard.calibrated import sigmoid
+from demur.core.readout import sigmoid
 from demur.guard.calibration import STANDARD_RATES, calibrate, num_groups_needed, supported_rates
 
 NUM_SAFE = 400

@@ -10,12 +10,13 @@ import pytest
 from demur.core.errors import CapabilityError, ConfigError, DataError, DemurError
 from demur.core.interventions import Intervention, PrependText, ReplyWith
 from demur.core.protocols import Responder
+from demur.core.readout import sigmoid
 from demur.core.reads import CaptureSpec, Texts
 from demur.core.results import ERROR, PASS, PASS_UNSCORED, Verdict
 from demur.core.types import Chat
 from demur.engines.fake import FakeEngine
 from demur.guard import Guard
-from demur.guard.calibrated import CalibratedDetector, sigmoid
+from demur.guard.calibrated import CalibratedDetector
 from demur.guard.exchange import ChatLike
 from demur.guard.guard import OnError
 from demur.guard.routes import FlaggedTo, Route, When

@@ -15,9 +15,11 @@ from demur.cli._session import capture_progress, load_engine, numbers, stderr
 from demur.core.artifacts import require_replaceable
 from demur.core.errors import ConfigError
 from demur.core.examples import Example
-from demur.core.protocols import Detector, Stream
+from demur.core.heads import CategoryHeads
+from demur.core.protocols import Detector, Stream, whole
 from demur.core.registry import load as load_method
 from demur.datasets import jsonl, splits
+from demur.workflows import categories as category_heads
 from demur.workflows import fit as fitting
 from demur.workflows.capture import Capturer
 
@@ -39,6 +41,10 @@ Parameters = Annotated[
     list[str] | None,
     typer.Option("--parameter", "-p", help="Of the method, as NAME=VALUE; may be repeated."),
 ]
+Categories = Annotated[
+    bool,
+    typer.Option("--categories", help="Also heads for S1-S14 and OpenAI's keys, by the table."),
+]
 DefaultFpr = Annotated[
     float, typer.Option("--fpr", help="The default false-positive rate to calibrate.")
 ]
@@ -55,6 +61,7 @@ def fit(
     detector: Method = "linear",
     layers: Layers = None,
     parameters: Parameters = None,
+    categories: Categories = False,
     model: options.Model = "embedded",
     dtype: options.Dtype = "auto",
     fpr: DefaultFpr = 0.01,
@@ -78,22 +85,44 @@ def fit(
     engine = load_engine(model, dtype)
     num_blocks = len(engine.loaded.parts.blocks)
     unfitted = method(method.default_reads(num_blocks, layers=chosen), **given)
+    if categories:
+        category_heads.require_pooled(unfitted.reads)
+    capture = partial(_capture, Capturer(engine.loaded))
     calibrated_on = f"{len(val)} held-out prompts of {', '.join(path.name for path in data)}"
     fitted = fitting.fit(
         unfitted,
         train,
         val,
-        capture=partial(_capture, Capturer(engine.loaded)),
+        capture=capture,
         fpr=fpr,
         calibrated_on=calibrated_on,
         seed=seed,
     )
-    fitting.write_artifact(fitted, detector, engine=engine, train=train, val=val, out=out)
+    heads = _heads(train, val, unfitted, capture) if categories else None
+    fitting.write_artifact(
+        fitted, detector, engine=engine, train=train, val=val, out=out, heads=heads
+    )
     auroc, recall = fitted.metrics["val_auroc"], fitted.metrics["val_recall_at_default"]
     stderr.print(
         f"{escape(str(out))}: validation AUROC {auroc:.4f}, recall {recall:.3f} at the threshold "
         f"for {fpr:g}"
     )
+
+
+def _heads(
+    train: Sequence[Example], val: Sequence[Example], detector: Detector, capture: fitting.Capture
+) -> CategoryHeads:
+    """Fit category heads, and say which keys have one."""
+    heads = category_heads.fit_heads(
+        train,
+        whole(capture(train, detector)),
+        val,
+        whole(capture(val, detector)),
+        reads=detector.reads,
+    )
+    for key, words in category_heads.describe(heads).items():
+        stderr.print(f"  {key}: {words}")
+    return heads
 
 
 def _parameters(method: type[Detector], given: Sequence[str]) -> dict[str, Any]:

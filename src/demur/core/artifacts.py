@@ -5,6 +5,7 @@ model.safetensors        the fitted arrays
 thresholds.json          each threshold with its rate, interval and calibration set
 fingerprint.safetensors  states and scores of a few prompts on the engine that fitted it
 README.md                the model card
+categories.safetensors   heads for category keys, where they were fitted
 moments/                 what later sets can be merged into, where it was kept
 """
 
@@ -23,14 +24,16 @@ from safetensors.numpy import save as to_bytes
 
 from demur.core import registry
 from demur.core.errors import ConfigError, DataError, ModelMismatchError
+from demur.core.heads import CategoryHeads
 from demur.core.protocols import Detector
 from demur.core.readings import Array
+from demur.core.reads import read_from_dict
 from demur.core.types import ModelId
 
 SCHEMA_VERSION = 1
 MANIFEST, WEIGHTS, THRESHOLDS = "demur.json", "model.safetensors", "thresholds.json"
 FINGERPRINT, CARD = "fingerprint.safetensors", "README.md"
-MOMENTS = "moments/moments.safetensors"
+CATEGORIES, MOMENTS = "categories.safetensors", "moments/moments.safetensors"
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,8 @@ class Artifact:
     card: str = ""
     moments: Mapping[str, Array] = field(default_factory=dict)
     """What the detector keeps beside its fit, so that sets can be added and taken away."""
+
+    heads: CategoryHeads | None = None
 
     @property
     def sha256(self) -> str:
@@ -168,9 +173,10 @@ def save(artifact: Artifact, folder: Path) -> None:
         for name, arrays in (
             (WEIGHTS, artifact.state),
             (FINGERPRINT, artifact.fingerprint),
+            (CATEGORIES, {} if artifact.heads is None else artifact.heads.arrays()),
             (MOMENTS, artifact.moments),
         )
-        if arrays or name != MOMENTS
+        if arrays or name in (WEIGHTS, FINGERPRINT)
     }
     thresholds = _as_json(asdict(artifact.calibration))
     manifest = {
@@ -186,6 +192,7 @@ def save(artifact: Artifact, folder: Path) -> None:
             for name, content in {**tensors, THRESHOLDS: thresholds}.items()
         },
         "provenance": artifact.provenance,
+        "categories": None if artifact.heads is None else artifact.heads.as_dict(),
     }
     write_whole(
         folder,
@@ -229,9 +236,8 @@ def read(folder: Path) -> Artifact:
             fingerprint_tolerance=float(manifest["fingerprint_tolerance"]),
             provenance=manifest["provenance"],
             card=(folder / CARD).read_text(encoding="utf-8"),
-            moments=_read_tensors(folder / MOMENTS, manifest["sha256"][MOMENTS])
-            if MOMENTS in manifest["sha256"]
-            else {},
+            moments=_read_optional(folder, MOMENTS, manifest),
+            heads=_heads(folder, manifest),
         )
     except DataError:
         raise
@@ -274,6 +280,19 @@ def _read_tensors(path: Path, expected: str) -> dict[str, Array]:
         return dict(from_bytes(content))
     except SafetensorError as error:
         raise DataError(f"{path} is no safetensors file ({error})") from error
+
+
+def _read_optional(folder: Path, name: str, manifest: Mapping[str, Any]) -> dict[str, Array]:
+    hashes = manifest["sha256"]
+    return _read_tensors(folder / name, hashes[name]) if name in hashes else {}
+
+
+def _heads(folder: Path, manifest: Mapping[str, Any]) -> CategoryHeads | None:
+    if manifest.get("categories") is None:
+        return None
+    reads = tuple(read_from_dict(read) for read in manifest["hyper_parameters"]["reads"])
+    arrays = _read_optional(folder, CATEGORIES, manifest)
+    return CategoryHeads.from_arrays(manifest["categories"], arrays, reads)
 
 
 def _calibration(path: Path, expected: str) -> Calibration:

@@ -50,7 +50,7 @@ class LinearReadout:
             CapabilityError: A read is missing.
             DataError: A state is not finite, or its shape does not fit the weights.
         """
-        scores = [self.bias] * len(readings)
+        scores: Array = np.full(len(readings), self.bias)
         for spec, direction in self._directions.items():
             states = readings.captured(spec)  # [prompt, layer, d_model]
             if states.shape[1:] != self.weights[spec].shape:
@@ -61,12 +61,11 @@ class LinearReadout:
             flat = states.reshape(len(states), -1).astype(np.float64)
             # One dot product a prompt: a matrix product would round a prompt's score differently
             # with the number of its neighbours.
-            for number, row in enumerate(flat):
-                scores[number] += float(np.dot(row, direction))
+            scores += np.vecdot(flat, direction)
         # Whatever is not finite in a state is not finite in its score: one look is enough.
-        if not all(map(math.isfinite, scores)):
+        if not np.isfinite(scores).all():
             raise DataError("a captured state is not finite: check the model's dtype and weights")
-        return np.array(scores, dtype=np.float64)
+        return scores
 
 
 def joined(readings: Readings, reads: Sequence[Read], *, num_prompts: int) -> Array:
@@ -109,7 +108,17 @@ def unjoined(weights: Array, bias: float, reads: Sequence[Read]) -> LinearReadou
 def _pooled_specs(reads: Sequence[Read]) -> list[CaptureSpec]:
     specs = [read for read in reads if isinstance(read, CaptureSpec) and read.is_pooled]
     if len(specs) < len(reads) or not specs:
-        raise DataError(f"a linear detector needs pooled captures, got {list(reads)}")
+        raise DataError(f"this detector needs pooled captures, got {list(reads)}")
     if len(set(specs)) < len(specs):
         raise DataError(f"a read is given twice: {list(reads)}")
     return specs
+
+
+def sigmoid(value: float) -> float:
+    """Return 1 / (1 + exp(-value)) without overflow.
+
+    >>> sigmoid(0.0), sigmoid(-1e6), sigmoid(1e6)
+    (0.5, 0.0, 1.0)
+    """
+    power = math.exp(-abs(value))
+    return 1 / (1 + power) if value >= 0 else power / (1 + power)

@@ -1,5 +1,6 @@
 """What a guard returns: verdicts, tokens, replies and how long they took."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 PASS = "pass"
@@ -23,6 +24,8 @@ class Verdict:
     has_forged_markers: bool = False
     """The text of a turn holds the template's own marker tokens."""
     error: str | None = None
+    categories: Mapping[str, float | None] | None = None
+    """Calibrated probability by category key, None for a key without a head; None without heads."""
 
     def as_dict(self) -> dict[str, object]:
         """Return the fields, for JSON."""

@@ -7,6 +7,7 @@ from sklearn.linear_model import LogisticRegression
 
 from demur.core.protocols import Targets
 from demur.core.readings import Array
+from demur.detectors._states import mean_and_scale
 
 
 def balanced_weights(targets: Targets, balance: str) -> Array:
@@ -46,9 +47,7 @@ def fit_standardised(
     Returns:
         Weights [feature] on raw states, float64, and the bias.
     """
-    mean = states.mean(0, dtype=np.float64)
-    scale = states.std(0, dtype=np.float64)
-    scale[scale < 1e-8 * np.abs(mean) + 1e-12] = np.inf  # a constant says nothing: weight 0
+    mean, scale = mean_and_scale(states)
     standardised = (states - mean) / scale  # float64: in float32 the solver stops too early
     model = LogisticRegression(C=c, max_iter=max_iterations, tol=1e-6)
     model.fit(standardised, unsafe.astype(bool), sample_weight=weights)

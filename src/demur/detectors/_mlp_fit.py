@@ -9,6 +9,7 @@ from sklearn.neural_network import MLPClassifier
 from demur.core.protocols import Targets
 from demur.core.readings import Array
 from demur.detectors._logistic import balanced_weights
+from demur.detectors._states import mean_and_scale
 
 
 def fit_standardised(
@@ -41,7 +42,7 @@ def fit_standardised(
         [feature], float64; `hidden_weights` [feature, unit], `hidden_bias` [unit],
         `score_weights` [unit] and `score_bias` [1], float32.
     """
-    mean, scale = _moments(states)
+    mean, scale = mean_and_scale(states)
     # Adam's steps need no float64, and weights of float32 are stored without rounding.
     standardised = ((states - mean) / scale).astype(np.float32)
     model = MLPClassifier(
@@ -70,11 +71,3 @@ def fit_standardised(
         "score_weights": score_weights[:, 0].astype(np.float32),
         "score_bias": score_bias.astype(np.float32),
     }
-
-
-def _moments(states: Array) -> tuple[Array, Array]:
-    """Return the mean and standard deviation of each feature, float64."""
-    mean = states.mean(0, dtype=np.float64)
-    scale = states.std(0, dtype=np.float64)
-    scale[scale < 1e-8 * np.abs(mean) + 1e-12] = np.inf  # a constant says nothing: always 0
-    return mean, scale

@@ -1,4 +1,7 @@
-"""Dot products of states and weights that round alike whatever a prompt's neighbours are."""
+"""What methods do to states: standardise them, and multiply them with weights.
+
+Products round alike whatever a prompt's neighbours are.
+"""
 
 import numpy as np
 
@@ -6,6 +9,19 @@ from demur.core.errors import DataError
 from demur.core.readings import Array, Readings
 from demur.core.readout import joined
 from demur.core.reads import CaptureSpec, Read
+
+ROWS_A_CHUNK = 1024
+
+
+def mean_and_scale(states: Array) -> tuple[Array, Array]:
+    """Return the mean and standard deviation [feature] of states [prompt, feature], float64."""
+    mean = states.mean(0, dtype=np.float64)
+    return mean, without_constants(mean, states.std(0, dtype=np.float64))
+
+
+def without_constants(mean: Array, scale: Array) -> Array:
+    """Return deviations in which that of a constant feature is infinite: it says nothing."""
+    return np.where(scale < 1e-8 * np.abs(mean) + 1e-12, np.inf, scale)
 
 
 def row_scores(states: Array, weights: Array) -> Array:
@@ -20,9 +36,7 @@ def row_scores(states: Array, weights: Array) -> Array:
     """
     if states.shape[1] != weights.shape[1]:
         raise DataError(f"states have shape {states.shape}: expected [prompt, {weights.shape[1]}]")
-    # One product a prompt: a matrix product would round it differently with other neighbours.
-    rows = [weights @ row.astype(np.float64) for row in states]
-    return np.array(rows).reshape(len(states), len(weights))
+    return _in_chunks(states[:, None], weights)
 
 
 def levels(readings: Readings, reads: tuple[Read, ...]) -> Array:
@@ -44,5 +58,13 @@ def level_scores(states: Array, weights: Array) -> Array:
     """
     if states.shape[1:] != weights.shape:
         raise DataError(f"states have shape {states.shape}: expected [prompt, *{weights.shape}]")
-    rows = [np.einsum("ld,ld->l", row.astype(np.float64), weights) for row in states]
-    return np.array(rows).reshape(len(states), len(weights))
+    return _in_chunks(states, weights)
+
+
+def _in_chunks(states: Array, weights: Array) -> Array:
+    """Return one dot product a prompt and output, [prompt, output], float64."""
+    scores: Array = np.empty((len(states), len(weights)))
+    for start in range(0, len(states), ROWS_A_CHUNK):
+        chunk = slice(start, start + ROWS_A_CHUNK)
+        scores[chunk] = np.vecdot(states[chunk].astype(np.float64), weights)
+    return scores

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from demur.core.errors import DataError
 from demur.core.readings import Array
+from demur.detectors._states import without_constants
 
 
 @dataclass(frozen=True)
@@ -117,9 +118,7 @@ def moments(prompts: Sequence[Array]) -> tuple[Array, Array]:
     mean: Array = sum(prompt.sum(0, dtype=np.float64) for prompt in prompts) / count
     # A second pass: the difference of large sums would lose the spread of a far coordinate.
     squares = sum(np.square(prompt - mean).sum(0) for prompt in prompts)
-    scale: Array = np.sqrt(squares / count)
-    scale[scale < 1e-8 * np.abs(mean) + 1e-12] = np.inf
-    return mean, scale
+    return mean, without_constants(mean, np.sqrt(squares / count))
 
 
 def train(

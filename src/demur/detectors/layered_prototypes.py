@@ -100,7 +100,8 @@ class LayeredPrototypes(StreamedDetector):
         require_fitted(self, self.layers_)
         assert self.layers_ is not None
         posteriors = sigmoid(self.layers_.log_odds(readings, self.reads))
-        return np.array([row @ self.coefficients_ for row in posteriors]) + self.intercept_
+        scores: Array = np.vecdot(posteriors, self.coefficients_) + self.intercept_
+        return scores
 
     def state(self) -> dict[str, Array]:
         """Return `weights` [level, d_model], `biases`, `coefficients` and `intercept` [1]."""

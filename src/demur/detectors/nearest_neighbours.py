@@ -25,6 +25,7 @@ from demur.core.protocols import Detector, Targets
 from demur.core.readings import Array, Readings
 from demur.core.readout import joined
 from demur.core.reads import CaptureSpec, middle_layer
+from demur.detectors._states import mean_and_scale
 
 __all__ = ["NearestNeighbours"]
 
@@ -61,9 +62,7 @@ class NearestNeighbours(Detector):
         """
         states = joined(readings, self.reads, num_prompts=len(targets))
         unsafe = targets.unsafe.astype(bool)
-        mean = states.mean(0, dtype=np.float64)
-        scale = states.std(0, dtype=np.float64)
-        scale[scale < 1e-8 * np.abs(mean) + 1e-12] = np.inf  # a constant says nothing: always 0
+        mean, scale = mean_and_scale(states)
         kept = np.empty(states.shape, np.float16)
         for number, row in enumerate(states):  # by row: no float64 copy of them all
             kept[number] = _unit((row - mean) / scale)

@@ -1,13 +1,14 @@
 """A detector with its threshold: what turns a score into a verdict."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from demur.core.errors import DataError
+from demur.core.heads import CategoryHeads
 from demur.core.protocols import Detector, LinearDetector
 from demur.core.readings import Array, Readings
-from demur.core.readout import LinearReadout
+from demur.core.readout import LinearReadout, sigmoid
 from demur.core.results import Verdict
 
 
@@ -26,6 +27,8 @@ class CalibratedDetector:
     intercept: float
     version: str
     """Of the fitted state; goes into records and headers."""
+    heads: CategoryHeads | None = None
+    """What categories a prompt belongs to, where the artifact tells them."""
 
     def __post_init__(self) -> None:
         """Refuse numbers that no score could be compared with: they would pass everything."""
@@ -56,9 +59,20 @@ class CalibratedDetector:
             if self._readout is None
             else self._readout.score(readings)
         )
-        return tuple(
+        verdicts = [
             self.judge(score, has_forged_markers=has_forged_markers) for score in scores.tolist()
-        )
+        ]
+        if self.heads is not None:
+            by_key = self.heads.probabilities(readings)
+            unsupported = dict.fromkeys(self.heads.unsupported)
+            verdicts = [
+                replace(
+                    verdict,
+                    categories={key: float(p[row]) for key, p in by_key.items()} | unsupported,
+                )
+                for row, verdict in enumerate(verdicts)
+            ]
+        return tuple(verdicts)
 
     def judge(self, score: float, *, has_forged_markers: bool = False) -> Verdict:
         """Return the verdict on a score.
@@ -88,13 +102,3 @@ class CalibratedDetector:
             has_forged_markers=has_forged_markers,
             error=error,
         )
-
-
-def sigmoid(value: float) -> float:
-    """Return 1 / (1 + exp(-value)) without overflow.
-
-    >>> sigmoid(0.0), sigmoid(-1e6), sigmoid(1e6)
-    (0.5, 0.0, 1.0)
-    """
-    power = math.exp(-abs(value))
-    return 1 / (1 + power) if value >= 0 else power / (1 + power)

@@ -77,7 +77,7 @@ def calibrate(
     if unsafe.all() or not unsafe.any():
         raise DataError("calibration needs safe and unsafe validation prompts")
     highest = _highest_of_groups(scores[~unsafe], group[~unsafe])
-    slope, intercept = _platt(scores, unsafe)
+    slope, intercept = platt(scores, unsafe)
     return Calibration(
         thresholds=tuple(_threshold(highest, fpr) for fpr in rates),
         slope=slope,
@@ -118,7 +118,7 @@ def _threshold(highest: Array, fpr: float) -> Threshold:
     )
 
 
-def _platt(scores: Array, unsafe: Array) -> tuple[float, float]:
+def platt(scores: Array, unsafe: Array) -> tuple[float, float]:
     """Return slope and intercept of sigmoid(slope * score + intercept), for even odds.
 
     Platt's smoothed targets, each as two weighted labels, keep the slope finite where the scores

@@ -44,6 +44,7 @@ def load_detector(
         slope=artifact.calibration.slope,
         intercept=artifact.calibration.intercept,
         version=artifact.sha256[:12],
+        heads=artifact.heads,
     )
 
 

@@ -71,6 +71,8 @@ def _plain(verdict: Verdict) -> OutputRow:
     fields = asdict(verdict)
     if verdict.error is None:
         del fields["error"]
+    if verdict.categories is None:
+        del fields["categories"]
     return fields
 
 

@@ -15,6 +15,7 @@ import demur
 from demur.core.artifacts import Artifact, Calibration, save
 from demur.core.errors import ConfigError, DataError
 from demur.core.examples import Example
+from demur.core.heads import CategoryHeads
 from demur.core.protocols import Detector, Engine, Stream, StreamedDetector, Targets, whole
 from demur.core.readings import Array
 from demur.guard import fingerprint
@@ -167,6 +168,7 @@ def write_artifact(
     val: Sequence[Example],
     out: Path,
     notes: str = "",
+    heads: CategoryHeads | None = None,
 ) -> Artifact:
     """Write a fitted detector's folder, with a fingerprint taken on the engine.
 
@@ -178,6 +180,7 @@ def write_artifact(
         val: What it was calibrated on.
         out: The folder; an artifact there is replaced.
         notes: Paragraphs for the model card.
+        heads: For category keys, fitted on the same readings.
 
     Raises:
         ConfigError: The folder holds something else.
@@ -188,6 +191,7 @@ def write_artifact(
         model_id=engine.model_id,
         state=fitted.detector.state(),
         moments=fitted.detector.moments(),
+        heads=heads,
         calibration=fitted.calibration,
         fingerprint=fingerprint.take(engine, fitted.detector),
         fingerprint_tolerance=float(FINGERPRINT_TOLERANCE * fitted.scores.std()),
