@@ -28,6 +28,8 @@ docs: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks.overhead
+	$(BIN)/python -m benchmarks.capture
+	$(BIN)/python -m benchmarks.fit_scaling
 	$(BIN)/python -m benchmarks.detection
 
 format: $(READY)

@@ -34,7 +34,7 @@ RESULTS = Path(__file__).parent / "results" / "fit_scaling.json"
 NUM_BLOCKS, D_MODEL = 30, 576
 ROWS_A_PART = 256
 TOKENS_A_PROMPT = 40
-LIMIT_S = 300
+LIMIT_S = 240
 WORDS = np.array([f"word{number}" for number in range(5000)])
 NEEDS_A_FOLDER = frozenset({"sentence_embedding"})
 """Its time is that of the encoder that one gives it."""

@@ -17,7 +17,8 @@ from demur.core.protocols import Targets
 from demur.core.readings import Array, Readings
 from demur.core.reads import CaptureSpec, Read, Texts
 from demur.detectors._logistic import balanced_weights
-from demur.detectors._texts import TextDetector, words_from_array, words_to_array
+from demur.detectors._texts import TextDetector
+from demur.detectors._words import words_from_array, words_to_array
 from demur.detectors.keyword import Keyword, log_odds_z_scores
 from demur.detectors.length import Length
 from demur.detectors.tfidf import Tfidf

@@ -12,6 +12,7 @@ from demur.core.protocols import Stream, StreamedDetector, Targets
 from demur.core.readings import Array, Readings
 from demur.core.readout import joined
 from demur.detectors._moments import Moments, stream_moments, total
+from demur.detectors._words import words_from_array, words_to_array
 
 Keep = Literal["none", "sources", "categories"]
 FIELDS = ("counts", "sums", "products")
@@ -103,7 +104,7 @@ class MergeableDetector(StreamedDetector):
             for name, part in self.moments_.items()
             for field in FIELDS
         }
-        return {**arrays, "class_names": as_bytes(self.class_names_)}
+        return {**arrays, "class_names": words_to_array(self.class_names_)}
 
     def load_moments(self, moments: Mapping[str, Array]) -> Self:
         """Take over what `moments` returned, and return self.
@@ -118,7 +119,9 @@ class MergeableDetector(StreamedDetector):
                 for part in parts
             }
             if moments:
-                self.class_names_ = from_bytes(moments["class_names"])
+                self.class_names_ = tuple(
+                    words_from_array(moments["class_names"], name="class_names")
+                )
         except KeyError as error:
             raise DataError(f"the moments lack {error}: fit the detector again") from error
         return self
@@ -156,16 +159,6 @@ def _spread(part: Moments, names: Sequence[str], wanted: Sequence[str]) -> Momen
         found.sums[wanted.index(name)] = part.sums[number]
     found.products += part.products
     return found
-
-
-def as_bytes(names: Sequence[str]) -> Array:
-    """Return texts without line breaks as bytes [byte], for a file of arrays."""
-    return np.frombuffer("\n".join(names).encode(), np.uint8).copy()
-
-
-def from_bytes(array: Array) -> tuple[str, ...]:
-    """Return the texts that `as_bytes` wrote."""
-    return tuple(array.astype(np.uint8).tobytes().decode().split("\n"))
 
 
 def require_fitted(detector: object, value: object) -> None:

@@ -24,9 +24,10 @@ from demur.core.errors import ConfigError, DataError
 from demur.core.protocols import Targets
 from demur.core.readings import Array, Readings
 from demur.core.reads import CaptureSpec, middle_layer
-from demur.detectors._mergeable import MergeableDetector, as_bytes, from_bytes, require_fitted
+from demur.detectors._mergeable import MergeableDetector, require_fitted
 from demur.detectors._moments import Moments, log_posteriors
 from demur.detectors._states import row_scores
+from demur.detectors._words import words_from_array, words_to_array
 
 __all__ = ["CategoryPrototypes"]
 
@@ -114,7 +115,7 @@ class CategoryPrototypes(MergeableDetector):
         return {
             "weights": self.weights_,
             "biases": self.biases_,
-            "class_names": as_bytes(self.class_names_),
+            "class_names": words_to_array(self.class_names_),
         }
 
     def load_state(self, state: Mapping[str, Array]) -> Self:
@@ -127,7 +128,7 @@ class CategoryPrototypes(MergeableDetector):
             raise DataError(
                 f"the state holds {sorted(state)}: expected weights, biases, class_names"
             )
-        names = from_bytes(state["class_names"])
+        names = tuple(words_from_array(state["class_names"], name="class_names"))
         if len(state["weights"]) != len(names) or len(state["biases"]) != len(names):
             raise DataError(f"the state has {len(names)} names for {len(state['weights'])} classes")
         self.class_names_, self.weights_, self.biases_ = names, state["weights"], state["biases"]

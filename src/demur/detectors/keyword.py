@@ -28,9 +28,8 @@ from demur.detectors._texts import (
     Score,
     TextDetector,
     require_positive,
-    words_from_array,
-    words_to_array,
 )
+from demur.detectors._words import words_from_array, words_to_array
 
 __all__ = ["Keyword"]
 

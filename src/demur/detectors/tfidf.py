@@ -31,9 +31,8 @@ from demur.detectors._texts import (
     require_balance,
     require_positive,
     vector,
-    words_from_array,
-    words_to_array,
 )
+from demur.detectors._words import words_from_array, words_to_array
 
 __all__ = ["Tfidf"]
 

@@ -206,17 +206,21 @@ def _blocks(run: Run, *, num_heads: int, num_keys: int) -> Iterator[tuple[slice,
 
 @contextmanager
 def attending(body: nn.Module, attention: PackedAttention) -> Iterator[None]:
-    """Let a model use another attention inside the block; its own is always restored."""
+    """Let a model use another attention inside the block; its own is always restored.
+
+    Nothing else may run the model meanwhile: it would attend in this way too.
+    """
+    name = f"{NAME}_{id(attention)}"
     configs: dict[int, Any] = {
         id(m.config): m.config for m in body.modules() if hasattr(m, "config")
     }
     before = [(config, config._attn_implementation) for config in configs.values()]
-    ALL_ATTENTION_FUNCTIONS[NAME] = attention
+    ALL_ATTENTION_FUNCTIONS[name] = attention
     try:
         for config, _ in before:
-            config._attn_implementation = NAME
+            config._attn_implementation = name
         yield
     finally:
-        for config, name in before:
-            config._attn_implementation = name
-        del ALL_ATTENTION_FUNCTIONS[NAME]
+        for config, own in before:
+            config._attn_implementation = own
+        del ALL_ATTENTION_FUNCTIONS[name]
