@@ -35,7 +35,7 @@ from transformers import (
 from benchmarks.machine import describe_machine
 from demur.core import artifacts
 from demur.core.examples import Example
-from demur.core.protocols import Detector
+from demur.core.protocols import Detector, whole
 from demur.core.readings import Array, Readings
 from demur.core.reads import CaptureSpec
 from demur.core.types import Prompt
@@ -109,8 +109,7 @@ def packed(parts: Parts, layers: int, prompts: Sequence[Prompt]) -> Readings:
     """Read the last position of the first layers of prompts, packed."""
     fast = FastCapture(parts, [CaptureSpec(tuple(range(layers)))], prompts)
     assert fast.is_packed
-    found, rows = zip(*fast.read(prompts), strict=True)
-    return Readings.concatenate(found).take(np.argsort(np.concatenate(rows)))
+    return whole(fast.read(prompts))
 
 
 def rounds_of(arms: dict[str, Arm], rounds: int) -> dict[str, list[float]]:
@@ -180,9 +179,7 @@ def verdicts(
     renderer = ChatRenderer(half.tokenizer, name="benchmark")
     prompts = [renderer.render(example.chat) for example in chosen]
     fast = FastCapture(half.parts, detector.reads, prompts)
-    found, places = zip(*fast.read(prompts), strict=True)
-    readings = Readings.concatenate(found).take(np.argsort(np.concatenate(places)))
-    scores = detector.decision_function(readings)
+    scores = detector.decision_function(whole(fast.read(prompts)))
     plain = [capture(exact.parts, [prompt], detector.reads) for prompt in prompts]
     expected = detector.decision_function(Readings.concatenate(plain))
     same: Array = (scores >= threshold) == (expected >= threshold)

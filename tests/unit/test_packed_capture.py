@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from demur.core.errors import CapabilityError
+from demur.core.protocols import whole
 from demur.core.readings import Readings
 from demur.core.reads import CaptureSpec, Read, Texts
 from demur.core.types import Chat, Prompt
@@ -54,11 +55,6 @@ def assert_as_alone(
         for spec in reads:
             ours, theirs = np.asarray(found.values[spec][row]), np.asarray(alone.values[spec][0])
             np.testing.assert_allclose(ours, theirs, atol=2e-5)
-
-
-def read_all(fast: FastCapture, prompts: list[Prompt]) -> Readings:
-    parts, rows = zip(*((part, rows) for part, rows in fast.read(prompts)), strict=True)
-    return Readings.concatenate(parts).take(np.argsort(np.concatenate(rows)))
 
 
 @pytest.mark.parametrize("reads", READS.values(), ids=READS)
@@ -195,7 +191,7 @@ def test_every_architecture_is_read_fast_or_plain_with_the_same_states(architect
     reads = READS["last of all blocks"]
     fast = FastCapture(loaded.parts, reads, prompts)
     assert fast.is_packed == (architecture in PACKABLE)
-    assert_as_alone(loaded, prompts, reads, read_all(fast, prompts))
+    assert_as_alone(loaded, prompts, reads, whole(fast.read(prompts)))
 
 
 def test_states_that_deviate_are_read_in_the_plain_way_with_a_warning(
@@ -208,7 +204,7 @@ def test_states_that_deviate_are_read_in_the_plain_way_with_a_warning(
         fast = FastCapture(loaded.parts, READS["last of all blocks"], prompts)
     monkeypatch.undo()
     assert not fast.is_packed
-    found = read_all(fast, prompts)
+    found = whole(fast.read(prompts))
     assert_as_alone(loaded, prompts, READS["last of all blocks"], found)
 
 
@@ -246,7 +242,7 @@ def test_short_prompts_are_packed_beside_long_ones_that_are_not() -> None:
     reads: tuple[Read, ...] = (CaptureSpec((0, 3)), Texts())
     fast = FastCapture(loaded.parts, reads, prompts)
     fast._limit = len(prompts[2])
-    found = read_all(fast, prompts)
+    found = whole(fast.read(prompts))
     assert_as_alone(loaded, prompts, (CaptureSpec((0, 3)),), found)
     assert found.texts(Texts()) == tuple(prompt.chat.last_user_text for prompt in prompts)
 

@@ -59,7 +59,7 @@ class MergeableDetector(StreamedDetector):
             part_of=self._part_of(targets),
             num_classes=len(names),
         )
-        self._solve(total(moments), self.class_names_)
+        self._solve(total(moments.values()), self.class_names_)
         self.moments_ = moments if self.keep != "none" else {}
         return self
 
@@ -138,7 +138,7 @@ class MergeableDetector(StreamedDetector):
         """Return a detector with some moments, less the classes that have no prompts."""
         if not parts:
             raise DataError("no moments are left: there is nothing to solve")
-        counts = total(parts).counts
+        counts = total(parts.values()).counts
         filled = [number for number, count in enumerate(counts) if count]
         left = tuple(names[number] for number in filled)
         made = type(self).from_hyper_parameters(self.hyper_parameters())
@@ -147,7 +147,7 @@ class MergeableDetector(StreamedDetector):
             name: Moments(part.counts[filled], part.sums[filled], part.products.copy())
             for name, part in parts.items()
         }
-        made._solve(total(made.moments_), left)
+        made._solve(total(made.moments_.values()), left)
         return made
 
 

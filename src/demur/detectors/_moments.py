@@ -3,7 +3,7 @@
 What follows from them is the Gaussian discriminant with a shared covariance.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Self
 
@@ -85,11 +85,11 @@ class Moments:
         return within
 
 
-def total(parts: Mapping[str, Moments]) -> Moments:
-    """Return the moments of all parts together."""
-    first = next(iter(parts.values()))
-    sum_of = Moments.zero(*first.sums.shape)
-    for part in parts.values():
+def total(parts: Iterable[Moments]) -> Moments:
+    """Return the moments of all parts together; there is at least one."""
+    first, *others = parts
+    sum_of = Moments.zero(*first.sums.shape).merge(first)
+    for part in others:
         sum_of.merge(part)
     return sum_of
 

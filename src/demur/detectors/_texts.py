@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Self, get_args
+from typing import ClassVar, Self
 
 import numpy as np
 
@@ -12,7 +12,6 @@ from demur.core.protocols import Detector
 from demur.core.readings import Array, Readings
 from demur.core.reads import Texts
 
-Balance = Literal["sources", "labels", "none"]
 Score = Callable[[Sequence[str]], Array]
 """From texts to scores [prompt], float64; a text's score does not depend on its neighbours."""
 
@@ -113,16 +112,6 @@ def require_positive(**values: float) -> None:
     for name, value in values.items():
         if not value > 0:
             raise ConfigError(f"{name} is {value}: expected more than 0")
-
-
-def require_balance(balance: str) -> None:
-    """Refuse an unknown way to weigh prompts.
-
-    Raises:
-        ConfigError: It is none of `Balance`.
-    """
-    if balance not in get_args(Balance):
-        raise ConfigError(f"balance is {balance!r}: expected one of {get_args(Balance)}")
 
 
 def vector(arrays: Mapping[str, Array], name: str, *, size: int) -> Array:

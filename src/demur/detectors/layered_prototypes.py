@@ -15,7 +15,7 @@ prompts is a penalty of 0.00115); the threshold is calibrated instead of fixed a
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Self, get_args
+from typing import Self
 
 import numpy as np
 
@@ -24,13 +24,12 @@ from demur.core.protocols import Stream, StreamedDetector, Targets
 from demur.core.readings import Array, Readings
 from demur.core.reads import CaptureSpec
 from demur.core.registry import import_named
+from demur.detectors._balance import Balance, require_balance
 from demur.detectors._layers import LayerDiscriminants, folds_of, moments_of_levels, sigmoid
 from demur.detectors._mergeable import require_fitted
-from demur.detectors._moments import Moments
+from demur.detectors._moments import Moments, total
 
 __all__ = ["LayeredPrototypes"]
-
-Balance = Literal["sources", "labels", "none"]
 
 
 @dataclass
@@ -54,8 +53,7 @@ class LayeredPrototypes(StreamedDetector):
             raise ConfigError(f"penalty is {self.penalty}: expected more than 0")
         if self.num_folds < 2:
             raise ConfigError(f"num_folds is {self.num_folds}: expected 2 or more")
-        if self.balance not in get_args(Balance):
-            raise ConfigError(f"balance is {self.balance!r}: expected one of {get_args(Balance)}")
+        require_balance(self.balance)
         self.layers_: LayerDiscriminants | None = None
         self.coefficients_: Array = np.zeros(0)
         self.intercept_ = 0.0
@@ -77,7 +75,7 @@ class LayeredPrototypes(StreamedDetector):
         unsafe = targets.unsafe.astype(bool)
         fold = folds_of(targets.group, num_folds=self.num_folds, seed=seed)
         moments = moments_of_levels(parts, self.reads, unsafe, fold, num_folds=self.num_folds)
-        overall = [_sum(of_level) for of_level in zip(*moments, strict=True)]
+        overall = [total(of_level) for of_level in zip(*moments, strict=True)]
         layers = LayerDiscriminants.solved(overall)
         held_out = [_left_out(overall, of_fold) for of_fold in moments]
         posteriors: Array = np.zeros((len(targets), len(overall)))
@@ -130,13 +128,6 @@ class LayeredPrototypes(StreamedDetector):
             )
         self.layers_, self.coefficients_, self.intercept_ = layers, coefficients, intercept
         return self
-
-
-def _sum(parts: tuple[Moments, ...]) -> Moments:
-    found = Moments.zero(*parts[0].sums.shape)
-    for part in parts:
-        found.merge(part)
-    return found
 
 
 def _left_out(overall: list[Moments], fold: list[Moments]) -> LayerDiscriminants:

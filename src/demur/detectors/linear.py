@@ -13,7 +13,7 @@ are read, rather than the last one; the penalty is strong on purpose.
 """
 
 from dataclasses import dataclass
-from typing import Literal, Self, get_args
+from typing import Self
 
 from demur.core.errors import ConfigError
 from demur.core.protocols import LinearDetector, Targets
@@ -21,10 +21,9 @@ from demur.core.readings import Readings
 from demur.core.readout import joined, unjoined
 from demur.core.reads import CaptureSpec, spread_layers
 from demur.core.registry import import_named
+from demur.detectors._balance import Balance, require_balance
 
 __all__ = ["Linear"]
-
-Balance = Literal["sources", "labels", "none"]
 
 
 @dataclass
@@ -47,8 +46,7 @@ class Linear(LinearDetector):
         super().__post_init__()
         if not self.c > 0:
             raise ConfigError(f"c is {self.c}: expected more than 0")
-        if self.balance not in get_args(Balance):
-            raise ConfigError(f"balance is {self.balance!r}: expected one of {get_args(Balance)}")
+        require_balance(self.balance)
         if self.max_iterations < 1:
             raise ConfigError(f"max_iterations is {self.max_iterations}: expected 1 or more")
 

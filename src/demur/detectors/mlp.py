@@ -16,7 +16,7 @@ labels and sources are balanced; the threshold is calibrated instead of fixed at
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Self, get_args
+from typing import Self
 
 import numpy as np
 
@@ -26,10 +26,9 @@ from demur.core.readings import Array, Readings
 from demur.core.readout import joined
 from demur.core.reads import CaptureSpec, middle_layer
 from demur.core.registry import import_named
+from demur.detectors._balance import Balance, require_balance
 
 __all__ = ["Mlp"]
-
-Balance = Literal["sources", "labels", "none"]
 
 
 @dataclass
@@ -62,8 +61,7 @@ class Mlp(Detector):
             raise ConfigError(f"alpha is {self.alpha}: expected 0 or more")
         if not self.lr > 0:
             raise ConfigError(f"lr is {self.lr}: expected more than 0")
-        if self.balance not in get_args(Balance):
-            raise ConfigError(f"balance is {self.balance!r}: expected one of {get_args(Balance)}")
+        require_balance(self.balance)
         self.network_: _Network | None = None
 
     @classmethod

@@ -24,11 +24,10 @@ from demur.core.errors import DataError
 from demur.core.protocols import Targets
 from demur.core.readings import Array, Readings
 from demur.core.registry import import_named
+from demur.detectors._balance import Balance, require_balance
 from demur.detectors._texts import (
-    Balance,
     Score,
     TextDetector,
-    require_balance,
     require_positive,
     vector,
 )

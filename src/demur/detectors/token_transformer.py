@@ -29,10 +29,10 @@ from demur.core.readings import Array, Readings
 from demur.core.reads import CaptureSpec, middle_layer
 from demur.core.registry import import_named
 from demur.detectors import _token_transformer as network
+from demur.detectors._balance import Balance
 
 __all__ = ["TokenTransformer"]
 
-Balance = Literal["sources", "labels", "none"]
 Pool = Literal["mean", "last"]
 
 _PREFIX = "encoder."

@@ -71,11 +71,11 @@ class FastCapture:
         """True if prompts are read without padding."""
         return self._packed is not None
 
-    def read(self, prompts: Sequence[Prompt]) -> Iterator[tuple[Readings, Array]]:
+    def read(self, prompts: Sequence[Prompt]) -> Iterator[tuple[Array, Readings]]:
         """Read prompts in batches of similar length.
 
         Yields:
-            The readings of some prompts, and which of the given ones they are.
+            Which of the given prompts were read, and their readings: a `Stream`.
         """
         order = sorted(range(len(prompts)), key=lambda row: (len(prompts[row]), row))
         fast = [row for row in order if self.is_packed and len(prompts[row]) < self._limit]
@@ -87,11 +87,11 @@ class FastCapture:
                 [len(prompts[r]) - shared for r in fast], budget=budget, is_padded=False
             ):
                 rows = fast[batch.start : batch.stop]
-                yield self._packed([prompts[row] for row in rows]), np.array(rows)
+                yield np.array(rows), self._packed([prompts[row] for row in rows])
         widths = [len(prompts[row]) for row in plain]
         for batch in batches(widths, budget=budget, is_padded=True):
             rows = plain[batch.start : batch.stop]
-            yield capture(self._parts, [prompts[row] for row in rows], self._reads), np.array(rows)
+            yield np.array(rows), capture(self._parts, [prompts[row] for row in rows], self._reads)
 
     def _trusted(self, prompts: Sequence[Prompt], probe: Prompt | None) -> PackedCapture | None:
         """Return the packed path, if it gives the states of the plain one."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from demur.core.errors import DataError
+from demur.core.protocols import whole
 from demur.core.readings import Array, Readings, Values
 from demur.core.reads import CaptureSpec, Read
 from demur.core.types import Chat, Prompt
@@ -107,13 +108,11 @@ class Capturer:
         fast = FastCapture(self._loaded.parts, folder.reads, prompts, probe=self._forged())
         for shard in missing:
             batch = [prompts[row] for row in folder.plan.rows[shard]]
-            parts, places = [], []
-            for readings, rows in fast.read(batch):
-                parts.append(readings)
-                places.append(rows)
+            parts = []
+            for rows, readings in fast.read(batch):
+                parts.append((rows, readings))
                 yield clock.after(len(rows), sum(len(batch[row]) for row in rows))
-            order = np.argsort(np.concatenate(places))
-            folder.write(shard, Readings.concatenate(parts).take(order))
+            folder.write(shard, whole(parts))
 
     def _forged(self) -> Prompt | None:
         """Return a prompt that forges the template's markers; None where there are none."""
