@@ -3,13 +3,19 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-Contenders = Mapping[str, Any]
+from benchmarks.detection_goals import GOALS
+
+MEANS = (
+    ("test_id", "english", "in distribution, English"),
+    ("test_ood", "english", "other sources, English"),
+    ("test_ood", "other", "other sources, other languages"),
+)
+"""Splits and languages whose means over sets are shown, in words."""
+CONTROLS = frozenset({"length", "always_flag", "shuffled_labels"})
 
 
 def report(results: Mapping[str, Any]) -> str:
     """Return the whole report."""
-    contenders = results["contenders"]
-    with_threshold = [name for name in contenders if name != "length"]
     machine = results["machine"]
     lines = [
         "# Detection",
@@ -18,97 +24,108 @@ def report(results: Mapping[str, Any]) -> str:
         f"cores, torch {machine['versions']['torch']}, seed 0; model {results['model']['name']} in "
         f"{results['model']['dtype']}. Thresholds are calibrated for {results['fpr']:.0%} false "
         "positives on validation prompts. `shipped` learns from rows that may be shipped, "
-        "`research` from the small selection of all sets; each TF-IDF from the same rows as its "
-        "neighbour. Rates are in percent, with 95% Clopper-Pearson intervals; AUROC intervals are "
-        "bootstraps over groups.",
+        "`research` from rows of all sets; the rivals of each from the same rows. In brackets: 95% "
+        "intervals, bootstraps over groups, those of differences paired.",
         "",
-        "## In distribution",
-        "",
-        "The sets of `shipped` are a part of these: the others are new to it.",
-        "",
-        *_in_distribution(contenders),
+        "The sets of `test_ood` and `utility` have been looked at while demur was developed: they "
+        "count as development sets. What was tried, and how far the choice lies from the best in "
+        "hindsight, stands in `selection.md`.",
     ]
-    for split, title in (
-        ("test_ood", "Sources never trained on"),
-        ("utility", "Ordinary prompts of benchmarks"),
-        ("test_id", "In distribution, set by set"),
-    ):
-        lines += ["", f"## {title} (`{split}`)", ""]
-        lines += _sets(contenders, with_threshold, split)
-    lines += [
-        "",
-        "## By category",
-        "",
-        *_categories(contenders, with_threshold),
-        "",
-        "AUROC of an unsafe set is against `alpaca_eval`, for `multijail` and `catqa_vi` against "
-        "`mgsm`; of a mixed set within it. jailbreakbench, jbb_artifacts and tense_attacks rest on "
-        "the same 100 goals. `do_not_answer`, `aart`, `safety_tuned_llamas` and `tense_attacks` "
-        "have soft labels.",
-        "",
-    ]
-    return "\n".join(lines)
+    for name, found in results["comparisons"].items():
+        lines += ["", f"## {name.capitalize()}", "", *_goals(found), ""]
+        lines += [*_means(found), "", *_realised(found), "", *_sets(found)]
+    return "\n".join([*lines, ""])
 
 
-def _in_distribution(contenders: Contenders) -> list[str]:
+def _goals(found: Mapping[str, Any]) -> list[str]:
+    rows = found["rows"]
+    names = list(found["goals"])
     lines = [
-        "| detector | rows | unsafe / safe | AUROC (95%) | caught at 1% false positives |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    for name, found in contenders.items():
-        for rows, of in found["in_distribution"].items():
-            low, high = of["interval"]
-            lines.append(
-                f"| {name} | {rows} | {of['unsafe']} / {of['safe']} | {of['auroc']:.4f} "
-                f"({low:.4f} to {high:.4f}) | {of['tpr_at_1_percent']:.1%} |"
-            )
-    return lines
-
-
-def _sets(contenders: Contenders, names: Sequence[str], split: str) -> list[str]:
-    lines = _head("set", names)
-    for name in contenders[names[0]]["sets"][split]:
-        rows = {contender: contenders[contender]["sets"][split][name] for contender in names}
-        lines += _lines(name, rows)
-    return lines
-
-
-def _categories(contenders: Contenders, names: Sequence[str]) -> list[str]:
-    lines = _head("set and category", names)
-    for name, found in contenders[names[0]]["sets"]["test_ood"].items():
-        for category in found.get("categories", {}):
-            rows = {
-                contender: contenders[contender]["sets"]["test_ood"][name]["categories"][category]
-                for contender in names
-            }
-            lines += _lines(f"{name}: {category}", rows)
-    return lines
-
-
-def _head(first: str, names: Sequence[str]) -> list[str]:
-    return [
-        f"| {first} | prompts | " + " | ".join(f"{name}: rate, AUROC" for name in names) + " |",
+        f"Fitted on {rows['train']:,} prompts, calibrated on {rows['val']:,}.",
+        "",
+        "| at the frozen threshold | asked | " + " | ".join(names) + " |",
         "| --- | --- |" + " --- |" * len(names),
     ]
-
-
-def _lines(title: str, rows: Mapping[str, Any]) -> list[str]:
-    """Return a line for the unsafe prompts of a set and one for the safe ones."""
-    first = next(iter(rows.values()))
-    lines = []
-    for count, field, verb in (
-        ("unsafe", "caught", "unsafe, caught"),
-        ("safe", "flagged_safe", "safe, flagged"),
-    ):
-        if first[count]:
-            cells = [
-                _cell(of[field], of["auroc"] if count == "unsafe" else None) for of in rows.values()
-            ]
-            lines.append(f"| {title} | {first[count]} {verb} | " + " | ".join(cells) + " |")
+    for goal, (words, direction, limit) in GOALS.items():
+        cells = [f"{found['goals'][name]['values'][goal]:.3f}" for name in names]
+        lines.append(f"| {words} | {direction} {limit:.2f} | " + " | ".join(cells) + " |")
     return lines
 
 
-def _cell(rate: Mapping[str, Any], auroc: float | None) -> str:
+def _means(found: Mapping[str, Any]) -> list[str]:
+    scorers = [of for of in found["evaluation"]["scorers"] if of["name"] != "always_flag"]
+    lines = [
+        "AUROC, mean over sets, each cluster once; behind it, how far it is from the first.",
+        "",
+        "| | " + " | ".join(of["name"] for of in scorers) + " |",
+        "| --- |" + " --- |" * len(scorers),
+    ]
+    for split, languages, words in MEANS:
+        cells = [_mean(of, split, languages) for of in scorers]
+        lines.append(f"| {words} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _mean(scorer: Mapping[str, Any], split: str, languages: str) -> str:
+    for of in scorer["averages"]:
+        if (of["split"], of["languages"], of["measure"]) == (split, languages, "auroc"):
+            shown = _estimate(of["mean"])
+            return f"{shown}; {_signed(of['difference'])}" if of["difference"] else shown
+    return "-"
+
+
+def _realised(found: Mapping[str, Any]) -> list[str]:
+    realised = found["realised"]
+    lines = [
+        f"Caught at the threshold that flags {realised['fpr']:.0%} of the utility sets (the one "
+        f"place where test prompts set a threshold), mean over the {len(realised['sets'])} English "
+        "sets with unsafe prompts:",
+        "",
+        "| detector | caught | behind the first |",
+        "| --- | --- | --- |",
+    ]
+    for number, (name, of) in enumerate(realised["contenders"].items()):
+        shown = _estimate({"value": of["recall"], "interval": of["interval"]})
+        behind = _estimate({"value": of["behind"], "interval": of["behind_interval"]})
+        lines.append(f"| {name} | {shown} | {behind if number else '-'} |")
+    return lines
+
+
+def _sets(found: Mapping[str, Any]) -> list[str]:
+    scorers = [of for of in found["evaluation"]["scorers"] if of["name"] not in CONTROLS]
+    lines = [
+        "Each set at the frozen threshold: caught and AUROC of unsafe, flagged of safe prompts.",
+        "",
+        "| set | prompts | " + " | ".join(of["name"] for of in scorers) + " |",
+        "| --- | --- |" + " --- |" * len(scorers),
+    ]
+    for place, first in enumerate(scorers[0]["sets"]):
+        own = [of["sets"][place] for of in scorers]
+        title = f"{first['split']}: {first['name']}"
+        if first["num_unsafe"]:
+            cells = [f"{_rate(of, 'recall')}, {of['auroc']['value']:.3f}" for of in own]
+            lines.append(_line(title, f"{first['num_unsafe']} unsafe", cells))
+        if first["num_safe"]:
+            cells = [_rate(of, "flagged_safe") for of in own]
+            lines.append(_line(title, f"{first['num_safe']} safe", cells))
+    return lines
+
+
+def _line(title: str, prompts: str, cells: Sequence[str]) -> str:
+    return f"| {title} | {prompts} | " + " | ".join(cells) + " |"
+
+
+def _rate(of_set: Mapping[str, Any], field: str) -> str:
+    rate = of_set["at_thresholds"][0][field]
     low, high = rate["interval"]
-    shown = f"{rate['rate'] * 100:.1f} ({low * 100:.1f} to {high * 100:.1f})"
-    return shown if auroc is None else f"{shown}, {auroc:.3f}"
+    return f"{rate['value']:.0%} ({low:.0%} to {high:.0%})"
+
+
+def _estimate(estimate: Mapping[str, Any]) -> str:
+    low, high = estimate["interval"]
+    return f"{estimate['value']:.3f} ({low:.3f} to {high:.3f})"
+
+
+def _signed(estimate: Mapping[str, Any]) -> str:
+    low, high = estimate["interval"]
+    return f"{estimate['value']:+.3f} ({low:+.3f} to {high:+.3f})"

@@ -1,4 +1,9 @@
-"""Which prompts the detectors of the benchmarks are fitted, calibrated and tested on."""
+"""Which prompts the detectors of the benchmarks are fitted, calibrated and tested on.
+
+Of a public set at most some prompts of each label are used, drawn once: sources weigh the same in a
+fit anyhow, and so all benchmarks together take an hour, not a day. The readings of every layer are
+kept on disk, and all benchmarks share them.
+"""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -7,18 +12,21 @@ import numpy as np
 
 from demur.core.errors import DataError
 from demur.core.examples import Example
-from demur.core.protocols import Detector, Stream, whole
+from demur.core.protocols import Stream, whole
 from demur.core.readings import Readings
-from demur.core.reads import Read
-from demur.datasets import starter
+from demur.core.reads import CaptureSpec, Read
+from demur.datasets import starter, written
 from demur.datasets.demur_data import DemurData
+from demur.engines.transformers import TransformersEngine
 from demur.workflows.capture import Capturer, Report, ignore_progress
+from demur.workflows.shared_reads import SharedReads
+from demur.workflows.study_sets import limited
+from demur.workflows.suites import COLLECTION, Suite, load_suite
 
-WHOLE_UP_TO = 1000
-"""Sets of more training rows give their small selection only."""
+TRAIN_ROWS, VAL_ROWS, TEST_ROWS = 250, 100, 250
+"""Most prompts of one public set and label in each role."""
 ONE_LABEL_ONLY = frozenset({"catqa_zh"})
 """Chinese stands in it with unsafe prompts only; its benign side may not be shipped."""
-TEST_SPLITS = ("test_id", "test_ood", "utility")
 
 
 @dataclass(frozen=True)
@@ -32,36 +40,46 @@ class Selection:
 
 
 def shipped_rows(data: DemurData) -> Selection:
-    """Return rows whose licence allows a detector that ships, and the starter set."""
-    train, val = starter.load("train"), starter.load("val")
-    for name, info in data.sets.items():
-        if info.may_ship and name not in ONE_LABEL_ONLY:
-            whole = data.load(name, ("train",))
-            small = data.load(name, ("train",), small=True)
-            train += whole if len(whole) <= WHOLE_UP_TO else small
-            val += data.load(name, ("val",))
-    require_both_labels(train)
-    return Selection(
+    """Return rows whose licence allows a detector that ships, and demur's own sets."""
+    names = [name for name, of in data.sets.items() if of.may_ship and name not in ONE_LABEL_ONLY]
+    selection = Selection(
         "shipped",
-        train,
-        val,
-        "the benign validation prompts of public sets: questions, role play, code, school "
-        "mathematics, tasks with long passages, safe prompts that sound dangerous",
+        [*starter.load("train"), *written.load("train")],
+        [*starter.load("val"), *written.load("val")],
+        "the benign validation prompts of public sets and of demur's own: questions, role play, "
+        "code, school mathematics, tasks with long passages, safe prompts that sound dangerous, "
+        "in 32 languages",
     )
+    for name in names:
+        _add(selection, data, name, small=False)
+    require_both_labels(selection.train)
+    return selection
 
 
 def research_rows(data: DemurData) -> Selection:
-    """Return the small balanced selection of all sets, non-commercial ones included."""
-    parts = {
-        split: [e for name in data.sets for e in data.load(name, (split,), small=True)]
-        for split in ("train", "val")
-    }
-    return Selection(
+    """Return rows of all sets, non-commercial ones included, and demur's own sets."""
+    selection = Selection(
         "research",
-        parts["train"],
-        parts["val"],
-        "the benign validation prompts of the small selection",
+        [*starter.load("train"), *written.load("train")],
+        [*starter.load("val"), *written.load("val")],
+        "the benign validation prompts of all sets and of demur's own",
     )
+    for name in data.sets:
+        _add(selection, data, name, small=True)
+    require_both_labels(selection.train)
+    return selection
+
+
+def _add(selection: Selection, data: DemurData, name: str, *, small: bool) -> None:
+    """Add some prompts of a public set."""
+    train, val = (data.load(name, (split,), small=small) for split in ("train", "val"))
+    selection.train.extend(limited(train, TRAIN_ROWS, seed=0))
+    selection.val.extend(limited(val, VAL_ROWS, seed=0))
+
+
+def test_suite() -> Suite:
+    """Return the test sets, some prompts of each."""
+    return load_suite(COLLECTION, limit=TEST_ROWS)
 
 
 def require_both_labels(examples: Iterable[Example]) -> None:
@@ -88,26 +106,35 @@ def by_set(examples: Sequence[Example]) -> dict[tuple[str, str], list[int]]:
 
 
 class SetCapturer:
-    """Captures set by set, so that selections which share a set share its shards.
+    """Captures every layer set by set, so that what shares a set shares its shards.
 
     Args:
-        capturer: Of the model.
-        report: Called after each shard.
+        engine: Whose model is read.
+        report: Called after each batch.
     """
 
-    def __init__(self, capturer: Capturer, *, report: Report = ignore_progress) -> None:
-        self._capturer = capturer
+    def __init__(self, engine: TransformersEngine, *, report: Report = ignore_progress) -> None:
+        self._capturer = Capturer(engine.loaded)
+        self.num_blocks = len(engine.loaded.parts.blocks)
         self._report = report
+        layers = tuple(range(self.num_blocks))
+        self._every_layer = (
+            CaptureSpec(layers),
+            CaptureSpec(layers, "user", normalise="rms", pool="mean"),
+        )
 
-    def __call__(self, examples: Sequence[Example], detector: Detector) -> Stream:
+    def __call__(self, examples: Sequence[Example], reads: Sequence[Read]) -> Stream:
         """Return the readings of examples as a stream of one part."""
-        return [(np.arange(len(examples)), self.read(examples, detector.reads))]
+        return [(np.arange(len(examples)), self.read(examples, reads))]
 
     def read(self, examples: Sequence[Example], reads: Sequence[Read]) -> Readings:
         """Return the readings of examples, in order."""
+        shared = SharedReads.of([*self._every_layer, *reads], num_blocks=self.num_blocks)
         parts, order = [], []
         for rows in by_set(examples).values():
             chats = [examples[row].chat for row in rows]
-            parts.append(whole(self._capturer.parts(chats, reads, report=self._report)))
+            captured = self._capturer.parts(chats, shared.reads, report=self._report)
+            cut = ((places, shared.cut(readings, reads)) for places, readings in captured)
+            parts.append(whole(cut))
             order += rows
         return Readings.concatenate(parts).take(np.argsort(order))

@@ -13,7 +13,7 @@ import numpy as np
 from demur.core import artifacts
 from demur.core.artifacts import Calibration
 from demur.core.errors import CapabilityError, DataError
-from demur.core.protocols import LinearDetector
+from demur.core.linear import LinearDetector
 from demur.core.readings import Array, Readings, Values
 from demur.core.readout import LinearReadout
 from demur.core.reads import CaptureSpec, Read

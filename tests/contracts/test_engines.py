@@ -116,6 +116,7 @@ def test_a_read_gives_the_values_that_readings_describe(engine: Engine, read: Re
     if isinstance(read, Texts):
         assert value == TEXTS[0]
         return
+    assert isinstance(read, CaptureSpec)
     assert isinstance(value, np.ndarray)
     assert value.dtype == np.float32
     num_positions = {"all": len(request.prompt), (0, -1): 2}.get(read.positions)

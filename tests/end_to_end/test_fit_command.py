@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from demur.guard.calibration import num_groups_needed
+from demur.guard.bounds import num_groups_needed
 from tests.model_folder import (
     MARKER,
     CommandLine,

@@ -11,9 +11,11 @@ from demur.core.artifacts import Calibration
 from demur.core.errors import ConfigError, DataError
 from demur.core.readings import Array
 from demur.core.readout import sigmoid
-from demur.guard.calibration import STANDARD_RATES, calibrate, num_groups_needed, supported_rates
+from demur.guard.bounds import num_groups_needed
+from demur.guard.calibration import STANDARD, STANDARD_RATES, Promise, calibrate, supported_rates
 
 NUM_SAFE = 400
+CONFORMAL = Promise(guarantee="conformal")
 
 
 def normal_scores(num_safe: int = NUM_SAFE, num_unsafe: int = 50, *, seed: int = 0) -> Array:
@@ -30,6 +32,7 @@ def calibrated(
     group: Array | None = None,
     rates: tuple[float, ...] = (0.05,),
     default_fpr: float | None = None,
+    promise: Promise = STANDARD,
 ) -> Calibration:
     """Return the calibration of scores of which the first are of safe prompts."""
     return calibrate(
@@ -39,6 +42,7 @@ def calibrated(
         rates=rates,
         calibrated_on="a normal distribution",
         default_fpr=rates[0] if default_fpr is None else default_fpr,
+        promise=promise,
     )
 
 
@@ -118,7 +122,7 @@ def test_the_realised_rate_is_at_most_the_rate_asked_for(num_groups: int, fpr: f
     threshold = calibrated(scores, num_safe=num_groups, rates=(fpr,)).at(fpr)
     realised = float((scores[:num_groups] >= threshold.threshold).mean())
     assert threshold.realised_fpr == realised
-    assert 0 < realised <= fpr
+    assert realised <= fpr
 
 
 @pytest.mark.parametrize("num_levels", [1, 2, 5, 30])
@@ -141,7 +145,7 @@ def test_a_new_benign_prompt_exceeds_the_threshold_at_the_conformal_rate(
     num_groups: int, expected: float
 ) -> None:
     rates = [
-        norm.sf(calibrated(scores, num_safe=num_groups).at(0.05).threshold)
+        norm.sf(calibrated(scores, num_safe=num_groups, promise=CONFORMAL).at(0.05).threshold)
         for scores in (normal_scores(num_groups, 5, seed=seed) for seed in range(200))
     ]
     error = float(np.std(rates)) / math.sqrt(len(rates))
@@ -154,15 +158,15 @@ def test_a_new_benign_group_exceeds_the_threshold_at_the_conformal_rate() -> Non
     for seed in range(200):
         scores = normal_scores(99 * 3, 5, seed=seed)
         group = np.arange(len(scores)) // 3
-        threshold = calibrated(scores, num_safe=99 * 3, group=group).at(0.05).threshold
-        rates.append(1 - norm.cdf(threshold) ** 3)
+        found = calibrated(scores, num_safe=99 * 3, group=group, promise=CONFORMAL)
+        rates.append(1 - norm.cdf(found.at(0.05).threshold) ** 3)
     error = float(np.std(rates)) / math.sqrt(len(rates))
     assert float(np.mean(rates)) == pytest.approx(0.05, abs=3 * error)
 
 
 @pytest.mark.parametrize("fpr", [0.01, 0.05, 0.1])
 def test_the_interval_is_that_of_clopper_and_pearson(fpr: float) -> None:
-    threshold = calibrated(normal_scores(), rates=(fpr,)).at(fpr)
+    threshold = calibrated(normal_scores(), rates=(fpr,), promise=CONFORMAL).at(fpr)
     num_flagged = round(threshold.realised_fpr * NUM_SAFE)
     assert num_flagged > 0
     assert threshold.interval == pytest.approx(clopper_pearson(num_flagged, NUM_SAFE), rel=1e-9)

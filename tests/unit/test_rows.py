@@ -12,7 +12,7 @@ import pytest
 from demur.core.errors import ConfigError, DataError
 from demur.core.examples import Example
 from demur.core.types import Chat, Message
-from demur.datasets import jsonl, splits, starter
+from demur.datasets import jsonl, splits, starter, written
 from demur.datasets.demur_data import DemurData
 from demur.datasets.rows import read_rows
 from demur.datasets.splits import Splits
@@ -271,26 +271,42 @@ def test_a_missing_split_file_is_named(tmp_path: Path) -> None:
         Splits.read(tmp_path / "none.jsonl")
 
 
-# The starter set ---------------------------------------------------------------------------------
+# The sets that ship ------------------------------------------------------------------------------
+
+SHIPPED = pytest.mark.parametrize(
+    "shipped", [starter.load(), written.load()], ids=["starter", "written"]
+)
 
 
-def test_the_starter_set_has_at_least_300_prompts_with_ids_of_their_own() -> None:
-    ids = [example.id for example in starter.load()]
+@SHIPPED
+def test_a_set_that_ships_has_at_least_300_prompts_with_ids_of_their_own(
+    shipped: list[Example],
+) -> None:
+    ids = [example.id for example in shipped]
     assert len(ids) == len(set(ids)) >= 300
+    assert len({example.chat for example in shipped}) == len(ids)
 
 
-def test_every_language_of_the_starter_set_has_both_labels() -> None:
-    pairs = {(example.language, example.label) for example in starter.load()}
+@SHIPPED
+def test_every_language_of_a_set_that_ships_has_both_labels(shipped: list[Example]) -> None:
+    pairs = {(example.language, example.label) for example in shipped}
     languages = {language for language, _ in pairs}
     assert None not in languages
     assert pairs == {(name, label) for name in languages for label in ("unsafe", "safe")}
 
 
-def test_groups_of_the_starter_set_never_straddle_splits() -> None:
-    places = {(example.group, example.split) for example in starter.load()}
+@SHIPPED
+def test_groups_of_a_set_that_ships_never_straddle_splits(shipped: list[Example]) -> None:
+    places = {(example.group, example.split) for example in shipped}
     groups = [group for group, _ in places]
     assert None not in groups
     assert len(groups) == len(set(groups))
+
+
+def test_every_source_of_the_written_set_has_both_labels_to_fit_and_to_choose_on() -> None:
+    found = {(example.source, example.split, example.label) for example in written.load()}
+    sources = {source for source, _, _ in found}
+    assert len(found) == 2 * 2 * len(sources) == 16
 
 
 def test_the_starter_set_is_parted_into_train_val_and_demo() -> None:

@@ -192,7 +192,7 @@ def test_the_loaded_encoder_is_no_hyper_parameter(encoder_path: Path) -> None:
     detector = fitted(encoder_path)
     fields = json.loads(json.dumps(detector.hyper_parameters()))
     assert SentenceEmbedding.from_hyper_parameters(fields) == detector
-    assert set(fields) == {"reads", "encoder", "c", "balance", "max_iterations"}
+    assert set(fields) == {"reads", "watches", "encoder", "c", "balance", "max_iterations"}
 
 
 @pytest.mark.parametrize(

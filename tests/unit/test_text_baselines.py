@@ -4,6 +4,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -294,7 +295,7 @@ def test_a_keyword_that_is_no_word_is_refused(keyword: object) -> None:
     ],
 )
 def test_a_value_out_of_range_is_refused(
-    method: type[TextDetector], fields: dict[str, object], message: str
+    method: type[TextDetector], fields: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         method(READS, **fields)

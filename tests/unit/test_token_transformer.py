@@ -13,6 +13,7 @@ from demur.core.protocols import Targets
 from demur.core.readings import Array, Readings
 from demur.core.reads import CaptureSpec, Texts
 from demur.detectors import _token_transformer as network
+from demur.detectors._tokens import moments
 from demur.detectors.linear import Linear
 from demur.detectors.token_transformer import TokenTransformer
 
@@ -131,7 +132,7 @@ def _train() -> tuple[Readings, Targets]:
 def test_the_loss_falls() -> None:
     readings, unsafe = planted(120, seed=1)
     prompts = [p.swapaxes(0, 1).reshape(p.shape[1], -1) for p in readings.ragged(ALL)]
-    mean, scale = network.moments(prompts)
+    mean, scale = moments(prompts)
     _, losses = network.train(
         prompts,
         unsafe,
@@ -170,7 +171,7 @@ def test_the_loss_of_an_untrained_network_is_weighed_by_prompt() -> None:
 def test_moments_are_those_of_all_tokens() -> None:
     prompts = [30 * t.numpy().astype(np.float32) + 1e4 for t in tokens_of(3, 50, 8)]
     prompts = [np.concatenate([p, np.full((len(p), 1), 7, p.dtype)], axis=1) for p in prompts]
-    mean, scale = network.moments(prompts)
+    mean, scale = moments(prompts)
     tokens = np.concatenate(prompts).astype(np.float64)
     np.testing.assert_allclose(mean, tokens.mean(0), rtol=1e-12)
     np.testing.assert_allclose(scale[:-1], tokens.std(0)[:-1], rtol=1e-9)

@@ -27,7 +27,9 @@ Dtype = Annotated[
 ]
 Detectors = Annotated[
     list[str] | None,
-    typer.Option("--detector", "-d", help="pretrained (default) or a folder; may be repeated."),
+    typer.Option(
+        "--detector", "-d", help="pretrained (default), a folder or guard_model:FOLDER; repeats."
+    ),
 ]
 Fpr = Annotated[
     float | None,

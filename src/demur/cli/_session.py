@@ -141,7 +141,7 @@ def run_rows(
     with ResumableOutput(output, depends_on) as out:
         if out.num_done:
             stderr.print(f"{out.num_done} of {len(rows)} rows are done already: going on")
-        with _progress() as bar:
+        with row_progress() as bar:
             task = bar.add_task("prompts", total=len(rows), completed=out.num_done)
             for row in answer(rows[out.num_done :]):
                 out.write(row)
@@ -209,7 +209,8 @@ def _show_warning(message: Warning | str, *_place: object, **_more: object) -> N
     stderr.print(f"warning: {escape(str(message))}")
 
 
-def _progress() -> Progress:
+def row_progress() -> Progress:
+    """Return a bar that counts rows."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),

@@ -9,6 +9,7 @@ from rich.markup import escape
 from demur.cli import _options as options
 from demur.cli._session import capture_progress, load_engine, numbers, stderr
 from demur.core.reads import CaptureSpec
+from demur.core.templates import find
 from demur.datasets import jsonl
 from demur.workflows.capture import Capturer
 
@@ -37,6 +38,10 @@ def capture(
     site: Annotated[
         str, typer.Option("--site", help="block_out, final_norm, attn_out or mlp_out.")
     ] = "block_out",
+    wrapper: Annotated[
+        str | None,
+        typer.Option("--wrapper", help="Put prompts into a question: prompted:0 to prompted:9."),
+    ] = None,
     model: options.Model = "embedded",
     dtype: options.Dtype = "auto",
 ) -> None:
@@ -50,8 +55,10 @@ def capture(
     examples = jsonl.load(input_path)
     over = "none" if positions == "last" else pool
     spec = CaptureSpec(numbers(layers), positions=positions, site=site, pool=over)  # type: ignore[arg-type]
+    if wrapper is not None:
+        find(wrapper).require_question()
     engine = load_engine(model, dtype)
-    capturer = Capturer(engine.loaded, root=out)
+    capturer = Capturer(engine.loaded, root=out, wrapper=wrapper)
     with capture_progress() as report:
         folder = capturer.capture([example.chat for example in examples], [spec], report=report)
     folder.write_rows([example.id for example in examples])

@@ -1,7 +1,6 @@
 """Fit, calibrate and save a detector from labelled prompts."""
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -11,19 +10,26 @@ import typer
 from rich.markup import escape
 
 from demur.cli import _options as options
+from demur.cli._parameters import parameters as parse_parameters
+from demur.cli._replies import answered, as_watches, require_streaming, with_labelled_replies
 from demur.cli._session import capture_progress, load_engine, numbers, stderr
 from demur.core.artifacts import require_replaceable
 from demur.core.errors import ConfigError
 from demur.core.examples import Example
 from demur.core.heads import CategoryHeads
-from demur.core.protocols import Detector, Stream, whole
+from demur.core.protocols import Detector, Stream, Watches, whole
+from demur.core.reads import Read, by_token, of_reply
 from demur.core.registry import load as load_method
 from demur.datasets import jsonl, splits
 from demur.workflows import categories as category_heads
 from demur.workflows import fit as fitting
-from demur.workflows.capture import Capturer
+from demur.workflows.capture import MAX_REPLY_TOKENS, Capturer
+from demur.workflows.replies import to_be_answered
 
 app = typer.Typer(add_completion=False)
+
+REPLIES_SPLIT = "responses_train"
+"""What split files call labelled replies to learn from."""
 
 
 Out = Annotated[Path, typer.Option("--out", help="The artifact's folder.")]
@@ -45,6 +51,16 @@ Categories = Annotated[
     bool,
     typer.Option("--categories", help="Also heads for S1-S14 and OpenAI's keys, by the table."),
 ]
+WatchesOption = Annotated[
+    str, typer.Option("--watches", help="prompt, or reply: judges response by response_label.")
+]
+OwnReplies = Annotated[
+    Path | None,
+    typer.Option("--own-replies", help="Benign prompts: the model's own replies count as safe."),
+]
+OwnTokens = Annotated[
+    int, typer.Option("--own-tokens", min=1, help="Most tokens of each of the model's own replies.")
+]
 DefaultFpr = Annotated[
     float, typer.Option("--fpr", help="The default false-positive rate to calibrate.")
 ]
@@ -62,6 +78,9 @@ def fit(
     layers: Layers = None,
     parameters: Parameters = None,
     categories: Categories = False,
+    watches: WatchesOption = "prompt",
+    own_replies: OwnReplies = None,
+    own_tokens: OwnTokens = 128,
     model: options.Model = "embedded",
     dtype: options.Dtype = "auto",
     fpr: DefaultFpr = 0.01,
@@ -70,42 +89,51 @@ def fit(
     """Fit a detector on labelled prompts, calibrate it on held-out ones, and save it.
 
     With --splits it fits on train, calibrates on val and reads nothing else; without, 20% of the
-    groups are held out for calibration.
+    groups are held out for calibration. With --watches reply it learns to judge the replies of the
+    rows (also those of responses_train), and needs ordinary ones too: see --own-replies.
 
     Example: demur fit --data labelled.jsonl --fpr 0.05 --out my-detector
 
     Example: demur fit --data labelled.jsonl -d mlp -p hidden=128 --fpr 0.05 --out my-detector
+
+    Example: demur fit --data replies.jsonl --watches reply --own-replies benign.jsonl --out monitor
     """
     require_replaceable(out)
-    method: type[Detector] = load_method("detectors", detector)
+    judged = as_watches(watches)
+    method = _method(detector, judged, own_replies, categories=categories)
     chosen = None if layers is None else numbers(layers)
     given = _parameters(method, parameters or [])
-    train, val = _parts(data, splits_path, small=small, optional=optional, seed=seed)
+    train, val = _parts(
+        data, splits_path, own_replies, judged, small=small, optional=optional, seed=seed
+    )
     fitting.require_fittable(train, val, fpr)
     engine = load_engine(model, dtype)
-    num_blocks = len(engine.loaded.parts.blocks)
-    unfitted = method(method.default_reads(num_blocks, layers=chosen), **given)
-    if categories:
-        category_heads.require_pooled(unfitted.reads)
-    capture = partial(_capture, Capturer(engine.loaded))
-    calibrated_on = f"{len(val)} held-out prompts of {', '.join(path.name for path in data)}"
+    reads = method.default_reads(len(engine.loaded.parts.blocks), layers=chosen)
+    unfitted = _unfitted(method, judged, reads, given, categories=categories)
+    train, val = (answered(engine, part, judged, max_tokens=own_tokens) for part in (train, val))
+    capture, follow = _captures(Capturer(engine.loaded), judged)
     fitted = fitting.fit(
         unfitted,
         train,
         val,
         capture=capture,
+        follow=follow,
         fpr=fpr,
-        calibrated_on=calibrated_on,
+        calibrated_on=_calibrated_on(judged, len(val), data, own_replies, own_tokens=own_tokens),
         seed=seed,
     )
     heads = _heads(train, val, unfitted, capture) if categories else None
     fitting.write_artifact(
         fitted, detector, engine=engine, train=train, val=val, out=out, heads=heads
     )
+    _announce(out, fitted)
+
+
+def _announce(out: Path, fitted: fitting.Fitted) -> None:
     auroc, recall = fitted.metrics["val_auroc"], fitted.metrics["val_recall_at_default"]
     stderr.print(
         f"{escape(str(out))}: validation AUROC {auroc:.4f}, recall {recall:.3f} at the threshold "
-        f"for {fpr:g}"
+        f"for {fitted.calibration.default_fpr:g}"
     )
 
 
@@ -115,9 +143,9 @@ def _heads(
     """Fit category heads, and say which keys have one."""
     heads = category_heads.fit_heads(
         train,
-        whole(capture(train, detector)),
+        whole(capture(train, detector.reads)),
         val,
-        whole(capture(val, detector)),
+        whole(capture(val, detector.reads)),
         reads=detector.reads,
     )
     for key, words in category_heads.describe(heads).items():
@@ -131,18 +159,8 @@ def _parameters(method: type[Detector], given: Sequence[str]) -> dict[str, Any]:
     Raises:
         ConfigError: A parameter is malformed, unknown or out of range.
     """
-    known = {field.name for field in fields(method)} - {"reads"}
-    values: dict[str, Any] = {}
-    for parameter in given:
-        name, has_value, value = parameter.partition("=")
-        if not has_value or name not in known:
-            raise ConfigError(
-                f"--parameter {parameter!r}: expected NAME=VALUE with a name of {sorted(known)}"
-            )
-        try:
-            values[name] = json.loads(value)
-        except ValueError:
-            values[name] = value
+    known = {field.name for field in fields(method)} - {"reads", "watches"}
+    values = parse_parameters(given, known)
     try:
         method(method.default_reads(1), **values)
     except TypeError as error:
@@ -150,19 +168,117 @@ def _parameters(method: type[Detector], given: Sequence[str]) -> dict[str, Any]:
     return values
 
 
+def _method(
+    name: str, watches: Watches, own_replies: Path | None, *, categories: bool
+) -> type[Detector]:
+    """Return a method that can judge what it is asked to.
+
+    Raises:
+        ConfigError: It cannot, or an option is given that is not for what it judges.
+    """
+    method: type[Detector] = load_method("detectors", name)
+    if watches == "reply":
+        require_streaming(name, method)
+        if categories:
+            raise ConfigError(
+                "--categories names what prompts are about: it needs --watches prompt"
+            )
+    elif own_replies is not None:
+        raise ConfigError("--own-replies needs --watches reply")
+    return method
+
+
+def _unfitted(
+    method: type[Detector],
+    watches: Watches,
+    reads: tuple[Read, ...],
+    given: Mapping[str, Any],
+    *,
+    categories: bool,
+) -> Detector:
+    """Return the detector with its parameters.
+
+    Raises:
+        ConfigError: It cannot read what it is to judge, or category heads cannot read what it does.
+    """
+    if categories:
+        category_heads.require_pooled(reads)
+    return method(of_reply(reads) if watches == "reply" else reads, watches=watches, **given)
+
+
 def _parts(
-    data: list[Path], splits_path: Path | None, *, small: bool, optional: bool, seed: int
+    data: list[Path],
+    splits_path: Path | None,
+    own_replies: Path | None,
+    watches: Watches,
+    *,
+    small: bool,
+    optional: bool,
+    seed: int,
 ) -> tuple[list[Example], list[Example]]:
-    """Return what to fit on and what to calibrate on."""
+    """Return what to fit on and what to calibrate on; own replies are still to be written."""
     if splits_path is not None:
-        parts = splits.apply_splits(data, splits_path, small=small, optional=optional)
-        return parts.train, parts.val
-    if small or optional:
+        unparted = (REPLIES_SPLIT,) if watches == "reply" else ()
+        parts = splits.apply_splits(
+            data, splits_path, small=small, optional=optional, unparted=unparted
+        )
+    elif small or optional:
         raise ConfigError("--small and --optional need --splits")
-    return fitting.hold_out([row for path in data for row in jsonl.load(path)], seed=seed)
+    else:
+        parts = splits.TrainAndVal([], [], [row for path in data for row in jsonl.load(path)])
+    if watches == "reply":
+        parts = with_labelled_replies(parts)
+    if own_replies is not None:
+        parts.unparted.extend(to_be_answered(jsonl.load(own_replies)))
+    held_in, held_out = fitting.hold_out(parts.unparted, seed=seed)
+    return parts.train + held_in, parts.val + held_out
 
 
-def _capture(capturer: Capturer, examples: Sequence[Example], detector: Detector) -> Stream:
+def _calibrated_on(
+    watches: Watches,
+    number: int,
+    data: Sequence[Path],
+    own_replies: Path | None,
+    *,
+    own_tokens: int,
+) -> str:
+    names = ", ".join(path.name for path in data)
+    if watches == "prompt":
+        return f"{number} held-out prompts of {names}"
+    if own_replies is not None:
+        names += f" and of the model's own to {own_replies.name}, of up to {own_tokens} tokens"
+    return (
+        f"{number} held-out replies of {names}, each by the highest score that it has within its "
+        f"first {MAX_REPLY_TOKENS} tokens"
+    )
+
+
+def _captures(
+    capturer: Capturer, watches: Watches
+) -> tuple[fitting.Capture, fitting.Capture | None]:
+    """Return what reads prompts or replies, and what follows replies token by token."""
+    follow = partial(_follow, capturer) if watches == "reply" else None
+    return partial(_capture, capturer, watches=watches), follow
+
+
+def _capture(
+    capturer: Capturer, examples: Sequence[Example], reads: Sequence[Read], *, watches: Watches
+) -> Stream:
+    """Read prompts, or replies, into the cache."""
+    chats = [example.chat for example in examples]
+    replies = _replies(examples) if watches == "reply" else None
     with capture_progress() as report:
-        chats = [example.chat for example in examples]
-        return capturer.parts(chats, detector.reads, report=report)
+        return capturer.parts(chats, reads, replies=replies, report=report)
+
+
+def _follow(capturer: Capturer, examples: Sequence[Example], reads: Sequence[Read]) -> Stream:
+    """Read replies by token, and keep nothing."""
+    chats = [example.chat for example in examples]
+    with capture_progress() as report:
+        yield from capturer.passing(
+            chats, by_token(reads), replies=_replies(examples), report=report
+        )
+
+
+def _replies(examples: Sequence[Example]) -> list[str]:
+    return [example.response or "" for example in examples]

@@ -12,7 +12,21 @@ from typer.core import TyperCommand, TyperGroup
 from demur.core.errors import DemurError
 from demur.core.registry import import_named
 
-COMMANDS = ("demo", "chat", "check", "reply", "capture", "fit", "datasets", "list")
+COMMANDS = (
+    "demo",
+    "chat",
+    "check",
+    "reply",
+    "capture",
+    "fit",
+    "calibrate",
+    "adopt",
+    "evaluate",
+    "study",
+    "reproduce",
+    "datasets",
+    "list",
+)
 
 EPILOG = """
 Examples:

@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from safetensors import SafetensorError
 from safetensors.numpy import load as from_bytes
@@ -25,7 +25,7 @@ from safetensors.numpy import save as to_bytes
 from demur.core import registry
 from demur.core.errors import ConfigError, DataError, ModelMismatchError
 from demur.core.heads import CategoryHeads
-from demur.core.protocols import Detector
+from demur.core.protocols import Detector, Watches
 from demur.core.readings import Array
 from demur.core.reads import read_from_dict
 from demur.core.types import ModelId
@@ -34,6 +34,11 @@ SCHEMA_VERSION = 1
 MANIFEST, WEIGHTS, THRESHOLDS = "demur.json", "model.safetensors", "thresholds.json"
 FINGERPRINT, CARD = "fingerprint.safetensors", "README.md"
 CATEGORIES, MOMENTS = "categories.safetensors", "moments/moments.safetensors"
+
+EVEN_ODDS = 0.0
+"""Of scores that are log-odds."""
+
+Guarantee = Literal["conformal", "binomial"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,28 @@ class Threshold:
     """95% interval of the realised rate (Clopper-Pearson, over groups)."""
     num_groups: int
     """Independent benign groups that it was calibrated on."""
+    guarantee: Guarantee = "conformal"
+    """`conformal` keeps the rate on average over draws of the calibration set, `binomial` for all
+    but a share `delta` of them."""
+    delta: float | None = None
+    bound: float | None = None
+    """The rate is at most this for all but a share `delta` of draws; at most `fpr`."""
+    contamination: float = 0.0
+    """The largest share of unsafe prompts that an unlabelled calibration set may hold."""
+    holds_in: tuple[str, ...] = ()
+    """Parts of the traffic in each of which the rate is kept, such as lengths."""
+
+    @property
+    def promise(self) -> str:
+        """What may be expected of the threshold, in words."""
+        words = f"at most {self.fpr:g} of benign prompts flagged, " + (
+            "on average over calibration sets"
+            if self.delta is None
+            else f"with {100 * (1 - self.delta):.4g}% confidence"
+        )
+        if self.contamination:
+            words += f", if at most {self.contamination:g} of the traffic was unsafe"
+        return f"{words}, in each of: {'; '.join(self.holds_in)}" if self.holds_in else words
 
 
 @dataclass(frozen=True)
@@ -56,12 +83,22 @@ class Calibration:
     """How scores become decisions and probabilities."""
 
     thresholds: tuple[Threshold, ...]
+    """None where nothing was calibrated: then scores are log-odds."""
     slope: float
     """probability = sigmoid(slope * score + intercept)."""
     intercept: float
     calibrated_on: str
     """What the benign prompts were, in words."""
     default_fpr: float = 0.01
+    reference: tuple[float, ...] = ()
+    """Order statistics of one score a group, lowest first: what live scores are compared with."""
+    num_reference: int = 0
+    """Groups that the order statistics were taken of, at evenly spaced ranks."""
+
+    @property
+    def default_threshold(self) -> float:
+        """The threshold for `default_fpr`; where nothing was calibrated, even odds."""
+        return self.at(self.default_fpr).threshold if self.thresholds else EVEN_ODDS
 
     def at(self, fpr: float) -> Threshold:
         """Return the threshold of a calibrated rate.
@@ -73,6 +110,11 @@ class Calibration:
             if abs(threshold.fpr - fpr) < 1e-12:
                 return threshold
         rates = [threshold.fpr for threshold in self.thresholds]
+        if not rates:
+            raise ConfigError(
+                f"the detector has no threshold for a false-positive rate of {fpr}, since it was "
+                "never calibrated: run `demur calibrate` with benign prompts and use what it writes"
+            )
         raise ConfigError(
             f"the detector has no threshold for a false-positive rate of {fpr}: calibrated rates "
             f"are {rates}"
@@ -99,6 +141,12 @@ class Artifact:
     """What the detector keeps beside its fit, so that sets can be added and taken away."""
 
     heads: CategoryHeads | None = None
+
+    @property
+    def watches(self) -> Watches:
+        """What the detector judges."""
+        watches: Watches = self.hyper_parameters.get("watches", "prompt")
+        return watches
 
     @property
     def sha256(self) -> str:
@@ -297,10 +345,13 @@ def _heads(folder: Path, manifest: Mapping[str, Any]) -> CategoryHeads | None:
 
 def _calibration(path: Path, expected: str) -> Calibration:
     fields = json.loads(_read_checked(path, expected))
-    thresholds = tuple(
-        Threshold(**{**t, "interval": tuple(t["interval"])}) for t in fields.pop("thresholds")
-    )
-    return Calibration(thresholds=thresholds, **fields)
+    thresholds = tuple(Threshold(**_with_tuples(t)) for t in fields.pop("thresholds"))
+    return Calibration(thresholds=thresholds, **_with_tuples(fields))
+
+
+def _with_tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return fields as they were before JSON made lists of tuples."""
+    return {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}
 
 
 def restore(artifact: Artifact) -> Detector:

@@ -1,8 +1,13 @@
-"""One labelled (or unlabelled) prompt of a data set."""
+"""One labelled (or unlabelled) prompt of a data set, and what a fit has to know of many."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
+from demur.core.errors import DataError
+from demur.core.protocols import Targets
 from demur.core.types import Chat
 
 Label = Literal["unsafe", "safe"]
@@ -30,3 +35,23 @@ class Example:
     def group_key(self) -> str:
         """The group, or the prompt's own place where there is none."""
         return self.group if self.group is not None else f"{self.source or ''}:{self.id}"
+
+
+def targets_of(examples: Sequence[Example]) -> Targets:
+    """Return the labels, groups and sources of training prompts.
+
+    Raises:
+        DataError: A prompt has no label, or all have the same.
+    """
+    unlabelled = [example.id for example in examples if example.label is None]
+    if unlabelled:
+        raise DataError(
+            f"{len(unlabelled)} prompts have no label (the first is {unlabelled[0]!r}): each needs "
+            "label 'unsafe' or 'safe'"
+        )
+    return Targets(
+        unsafe=np.array([example.label == "unsafe" for example in examples]),
+        group=np.array([example.group_key for example in examples]),
+        source=np.array([example.source or "" for example in examples]),
+        category=np.array([example.category or "" for example in examples]),
+    )

@@ -7,19 +7,19 @@ intervention out. Only the guard decides.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Literal, Protocol, Self
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 
-from demur.core.errors import DataError, NotFittedError
+from demur.core.errors import DataError
 from demur.core.interventions import Intervention
 from demur.core.readings import Array, Readings
-from demur.core.readout import LinearReadout
-from demur.core.reads import CaptureSpec, Read, read_from_dict
+from demur.core.reads import Read, read_from_dict
 from demur.core.results import Verdict
 from demur.core.types import Chat, ModelId, Prompt, Sampling
 
 Decide = Callable[[Readings], Intervention | None]
+Watches = Literal["prompt", "reply"]
 
 
 def never_intervene(readings: Readings) -> None:
@@ -105,6 +105,17 @@ class Engine(Protocol):
             DataError: The chat is empty, ends in an assistant turn, or is longer than the context.
         """
 
+    def with_reply(self, prompt: Prompt, reply: str) -> Prompt:
+        """Return a prompt with a reply after it, as the model has read both.
+
+        Args:
+            prompt: From `render`.
+            reply: A text that stands for what the model answered.
+
+        Raises:
+            DataError: The reply is empty, or both are longer than the context.
+        """
+
     def run(self, requests: Iterable[Request]) -> Iterator[Event]:
         """Carry out requests; they are taken lazily, and rows join and leave a running batch.
 
@@ -142,6 +153,11 @@ class Targets:
         """Return the number of prompts."""
         return len(self.unsafe)
 
+    def take(self, rows: Array) -> Self:
+        """Return what is known of some prompts, in the order asked for."""
+        category = None if self.category is None else self.category[rows]
+        return type(self)(self.unsafe[rows], self.group[rows], self.source[rows], category)
+
 
 @dataclass
 class Detector(ABC):
@@ -151,7 +167,9 @@ class Detector(ABC):
     """
 
     reads: tuple[Read, ...]
-    """What the detector wants to see of a prompt."""
+    """What the detector wants to see of a prompt, or of a reply."""
+    watches: Watches = field(default="prompt", kw_only=True)
+    """What it judges; the positions that a reply detector reads are those of the reply's tokens."""
 
     @classmethod
     @abstractmethod
@@ -198,6 +216,10 @@ class Detector(ABC):
             DataError: An array is missing or has the wrong shape.
         """
 
+    def measured(self) -> dict[str, float]:
+        """Return what was measured while scoring since the fit, by name; nothing for most."""
+        return {}
+
     def moments(self) -> dict[str, Array]:
         """Return what later sets can be merged into, by name; empty where nothing is kept."""
         return {}
@@ -227,7 +249,7 @@ class Detector(ABC):
         """
         if not isinstance(fields, Mapping):
             raise DataError(f"the hyper-parameters are {fields!r}: expected an object")
-        plain = dict(fields)
+        plain: dict[str, Any] = dict(fields)
         raw_reads = plain.pop("reads", None)
         if not isinstance(raw_reads, list):
             raise DataError(f"reads is {raw_reads!r}: expected a list")
@@ -235,6 +257,46 @@ class Detector(ABC):
             return cls(tuple(read_from_dict(read) for read in raw_reads), **plain)
         except TypeError as error:
             raise DataError(f"{cls.__name__} does not take these fields: {error}") from error
+
+
+class ReadyDetector(Detector):
+    """A detector that can judge without a fit, since it asks a model that can judge already."""
+
+    @abstractmethod
+    def ready(self) -> Self:
+        """Take scores as they come, with even odds at 0, and return self.
+
+        Raises:
+            ConfigError: A part of it has to be fitted first.
+        """
+
+
+class StreamingDetector(Detector):
+    """A detector that can score a text while it grows, one token a step, as a reply does."""
+
+    @abstractmethod
+    def start(self, num_rows: int) -> dict[str, Array]:
+        """Return the state of texts of no tokens yet; the first axis of each array is the row.
+
+        Rows leave a running batch by indexing every array, and join it by concatenation.
+        """
+
+    @abstractmethod
+    def update(self, state: dict[str, Array], states: Array) -> tuple[dict[str, Array], Array]:
+        """Return the state after one more token, and the scores [row] of the texts so far.
+
+        After the same tokens they equal those of `decision_function`. The state given stays as it
+        was.
+
+        Args:
+            state: From `start` or the last `update`.
+            states: Of the new token of each row, [row, layer, d_model]: what `by_token` of the one
+                read gives.
+
+        Raises:
+            NotFittedError: `fit` or `load_state` did not come first.
+            DataError: A state is not finite.
+        """
 
 
 Stream = Iterable[tuple[Array, Readings]]
@@ -268,53 +330,6 @@ def whole(parts: Stream) -> Readings:
     """Return the readings of a stream, in the order of the rows."""
     rows, readings = zip(*parts, strict=True)
     return Readings.concatenate(readings).take(np.argsort(np.concatenate(rows)))
-
-
-class LinearDetector(Detector):
-    """A detector whose score is linear in the states, and so runs in any engine and without torch.
-
-    Its fitted state is the read-out itself: `fit` sets `readout_`.
-    """
-
-    def __post_init__(self) -> None:
-        """Begin without a fit."""
-        self.readout_: LinearReadout | None = None
-
-    def readout(self) -> LinearReadout:
-        """Return the compiled form.
-
-        Raises:
-            NotFittedError: The detector was not fitted.
-        """
-        if self.readout_ is None:
-            raise NotFittedError(f"{type(self).__name__} is not fitted: call fit or load_state")
-        return self.readout_
-
-    def decision_function(self, readings: Readings) -> Array:
-        """Return the scores [prompt] of the read-out."""
-        return self.readout().score(readings)
-
-    def state(self) -> dict[str, Array]:
-        """Return `weights.I` [layer, d_model] of read I, float32, and `bias` [1], float64."""
-        readout = self.readout()
-        weights = {f"weights.{i}": array for i, array in enumerate(readout.weights.values())}
-        return {**weights, "bias": np.array([readout.bias])}
-
-    def load_state(self, state: Mapping[str, Array]) -> Self:
-        """Take over a read-out and return self.
-
-        Raises:
-            DataError: An array is missing or has the wrong shape.
-        """
-        specs = [read for read in self.reads if isinstance(read, CaptureSpec)]
-        names = [f"weights.{number}" for number in range(len(specs))]
-        if set(state) != {*names, "bias"}:
-            raise DataError(f"the state holds {sorted(state)}: expected {[*names, 'bias']}")
-        if state["bias"].size != 1:
-            raise DataError(f"bias has {state['bias'].size} values: expected one")
-        weights = {spec: state[name] for spec, name in zip(specs, names, strict=True)}
-        self.readout_ = LinearReadout(weights, float(state["bias"].item()))
-        return self
 
 
 class Responder(Protocol):

@@ -1,17 +1,73 @@
 """Readings: what was read of a batch of prompts, in the order of the prompts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from functools import cached_property
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from demur.core.errors import CapabilityError, DataError
-from demur.core.reads import CaptureSpec, Read
+from demur.core.reads import CaptureSpec, OwnPass, Read
+from demur.core.types import Chat
 
 Array = NDArray[Any]
-Values = Array | tuple[Array, ...] | tuple[str, ...]
+
+
+class PassRunner(Protocol):
+    """What can run passes of their own."""
+
+    def own_pass(self, read: OwnPass, chats: Sequence[Chat]) -> Array:
+        """Return the log-probabilities [chat, label] of a read, float64.
+
+        Raises:
+            ConfigError: The model cannot be loaded, or the read does not fit it.
+            DataError: A chat cannot be rendered or is longer than the model's context.
+        """
+
+
+@dataclass(frozen=True)
+class Deferred:
+    """The values of an `OwnPass`, which is run when somebody looks at them, and only once.
+
+    Taking rows runs nothing, so a detector pays for just the prompts that it asks about.
+    """
+
+    runner: PassRunner
+    read: OwnPass
+    chats: tuple[Chat, ...]
+
+    @cached_property
+    def values(self) -> Array:
+        """The log-probabilities [prompt, label], float64."""
+        return self.runner.own_pass(self.read, self.chats)
+
+    def __len__(self) -> int:
+        """Return the number of prompts."""
+        return len(self.chats)
+
+    def __getitem__(self, row: int) -> Array:
+        """Return the values of a prompt, [label]."""
+        values: Array = self.values[row]
+        return values
+
+    def __iter__(self) -> Iterator[Array]:
+        """Yield the values of each prompt, [label]."""
+        return iter(self.values)
+
+    def take(self, rows: Array) -> "Deferred":
+        """Return the values of some prompts, as yet unseen."""
+        return Deferred(self.runner, self.read, tuple(self.chats[row] for row in rows))
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["Deferred"]) -> "Deferred":
+        """Join the values of one read by one runner."""
+        chats = tuple(chat for part in parts for chat in part.chats)
+        return cls(parts[0].runner, parts[0].read, chats)
+
+
+Values = Array | tuple[Array, ...] | tuple[str, ...] | Deferred
 
 
 @dataclass(frozen=True)
@@ -19,7 +75,8 @@ class Readings:
     """The values of each read.
 
     A pooled read has an array [prompt, layer, d_model]; any other capture one array
-    [layer, position, d_model] a prompt; `Texts` one string a prompt.
+    [layer, position, d_model] a prompt; `Texts` one string a prompt; `OwnPass` an array
+    [prompt, label], made when it is asked for.
     """
 
     values: Mapping[Read, Values]
@@ -87,16 +144,27 @@ class Readings:
             raise CapabilityError(f"these readings do not hold {read}")
         return texts  # type: ignore[return-value]  # a Texts read holds strings
 
+    def log_probabilities(self, read: OwnPass) -> Array:
+        """Run a pass of its own, and return its log-probabilities [prompt, label], float64.
+
+        Raises:
+            CapabilityError: The read was not offered.
+            DataError: A value is not finite.
+        """
+        values = self.values.get(read)
+        if not isinstance(values, Deferred | np.ndarray):
+            raise CapabilityError(f"these readings do not hold {read}")
+        found = values.values if isinstance(values, Deferred) else values
+        if not np.isfinite(found).all():
+            raise DataError(
+                f"a log-probability of {read.model!r} is not finite: check its dtype and weights"
+            )
+        return found
+
     def take(self, rows: Sequence[int] | Array) -> Self:
         """Return the readings of some prompts, in the order asked for."""
         indices = np.asarray(rows, dtype=np.int64)
-        taken: dict[Read, Values] = {
-            read: values[indices]
-            if isinstance(values, np.ndarray)
-            else tuple(values[i] for i in indices)
-            for read, values in self.values.items()
-        }
-        return type(self)(taken)
+        return type(self)({read: _taken(values, indices) for read, values in self.values.items()})
 
     @classmethod
     def concatenate(cls, parts: Sequence["Readings"]) -> Self:
@@ -109,10 +177,19 @@ class Readings:
             raise DataError("only readings of the same reads can be joined, and at least one")
         joined: dict[Read, Values] = {}
         for read in parts[0].values:
-            pieces = [part.values[read] for part in parts]
-            joined[read] = (
-                np.concatenate(pieces)
-                if isinstance(pieces[0], np.ndarray)
-                else tuple(value for piece in pieces for value in piece)  # type: ignore[assignment]
-            )
+            joined[read] = _joined([part.values[read] for part in parts])
         return cls(joined)
+
+
+def _taken(values: Values, rows: Array) -> Values:
+    if isinstance(values, np.ndarray):
+        return values[rows]
+    return values.take(rows) if isinstance(values, Deferred) else tuple(values[i] for i in rows)
+
+
+def _joined(pieces: Sequence[Any]) -> Values:
+    if isinstance(pieces[0], np.ndarray):
+        return np.concatenate(pieces)
+    if isinstance(pieces[0], Deferred):
+        return Deferred.concatenate(pieces)
+    return tuple(value for piece in pieces for value in piece)

@@ -5,15 +5,20 @@ and -1 is the last one; a block's state is its output, before the final norm. Po
 absolute in the unpadded prompt, so that padding never matters.
 """
 
-from dataclasses import asdict, dataclass
-from typing import Literal, get_args
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, get_args
 
 from demur.core.errors import ConfigError
 
-Positions = Literal["last", "user", "users", "all"]
+Positions = Literal["last", "user", "users", "all", "reply"]
 Site = Literal["block_out", "final_norm", "attn_out", "mlp_out"]
 Normalise = Literal["none", "rms"]
 Pool = Literal["none", "mean", "max"]
+Among = Literal["vocabulary", "labels"]
+
+SELF = "self"
+"""As the model of an `OwnPass`: the one that is served."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,8 @@ class CaptureSpec:
     """0-based decoder blocks; negative ones count from the end."""
     positions: Positions | tuple[int, ...] = "last"
     """`last`: the last token, generation prompt included; `user`: the content of the last user
-    turn; `users`: of all user turns; `all`; or numbers, where negative ones count from the end."""
+    turn; `users`: of all user turns; `all`; `reply`: the tokens of the reply after the prompt; or
+    numbers, where negative ones count from the end."""
     site: Site = "block_out"
     """`final_norm` has one layer only, and `layers` must be (-1,)."""
     normalise: Normalise = "none"
@@ -75,7 +81,80 @@ class Texts:
         return {"texts": "last_user"}
 
 
-Read = CaptureSpec | Texts
+@dataclass(frozen=True)
+class OwnPass:
+    """How likely a model finds each of a few answers to a question about the chat.
+
+    This is no part of the prefill: it costs a forward pass over a prompt of its own, which is run
+    only when a detector asks for the values. They are log-probabilities [prompt, label].
+    """
+
+    model: str
+    """`self` for the served model, or the folder or name of another one."""
+    template: str
+    """What makes a prompt of the chat: see `core.templates`."""
+    labels: tuple[tuple[str, ...], ...]
+    """For each label the answers that mean it. What all answers begin with counts as said; a label
+    is as likely as the next tokens of its answers together. For a classifier, the names of its
+    classes, and an empty label for all other classes."""
+    normalise: Among = "vocabulary"
+    """What the probabilities of sum to one: all next tokens, or the labels alone."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no pass could answer."""
+        if self.normalise not in get_args(Among):
+            raise ConfigError(f"normalise is {self.normalise!r}: expected one of {get_args(Among)}")
+        texts = [text for label in self.labels for text in label]
+        if len(self.labels) < 2 or not all(isinstance(text, str) and text for text in texts):
+            raise ConfigError(f"labels is {self.labels!r}: expected two or more tuples of texts")
+        if len(set(texts)) < len(texts) or sum(not label for label in self.labels) > 1:
+            raise ConfigError(f"labels is {self.labels!r}: two labels or texts are the same")
+
+    def as_dict(self) -> dict[str, object]:
+        """Return the fields, for JSON."""
+        return {"own_pass": asdict(self)}
+
+
+Read = CaptureSpec | Texts | OwnPass
+
+
+def in_prefill(reads: Iterable[Read]) -> tuple[Read, ...]:
+    """Return the reads that need no pass of their own."""
+    return tuple(read for read in reads if not isinstance(read, OwnPass))
+
+
+def of_reply(reads: Iterable[Read]) -> tuple[CaptureSpec, ...]:
+    """Return reads of a prompt's tokens as reads of its reply's.
+
+    What is read of a prompt at its last token alone is the mean over the reply's tokens: a reply is
+    judged after each of them, and the last one of the text so far can be any word.
+
+    Raises:
+        ConfigError: A read is no capture, or its positions are numbers.
+
+    >>> of_reply([CaptureSpec((4,), positions="all")])
+    (CaptureSpec(layers=(4,), positions='reply', site='block_out', normalise='none', pool='none'),)
+    """
+    return tuple(_of_reply(read) for read in reads)
+
+
+def _of_reply(read: Read) -> CaptureSpec:
+    if not isinstance(read, CaptureSpec) or isinstance(read.positions, tuple):
+        raise ConfigError(f"{read} cannot be read of a reply: expected a capture by a name")
+    pool = "mean" if read.positions == "last" else read.pool
+    return replace(read, positions="reply", pool=pool)
+
+
+def by_token(reads: Iterable[Read]) -> tuple[CaptureSpec, ...]:
+    """Return reads of a reply without their pooling: a state a token, as decoding yields them.
+
+    Raises:
+        ConfigError: A read is no capture, or its positions are numbers.
+
+    >>> by_token([CaptureSpec((4,), positions="reply", pool="mean")])
+    (CaptureSpec(layers=(4,), positions='reply', site='block_out', normalise='none', pool='none'),)
+    """
+    return tuple(replace(_of_reply(read), pool="none") for read in reads)
 
 
 def spread_layers(num_blocks: int, *, start: float, count: int) -> tuple[int, ...]:
@@ -111,8 +190,18 @@ def read_from_dict(fields: dict[str, object]) -> Read:
     """
     if "texts" in fields:
         return Texts()
+    if "own_pass" in fields:
+        return _own_pass_from(fields["own_pass"])
     plain = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
     try:
         return CaptureSpec(**plain)  # type: ignore[arg-type]  # __post_init__ checks the values
     except TypeError as error:
         raise ConfigError(f"not a read: {fields!r} ({error})") from error
+
+
+def _own_pass_from(fields: Any) -> OwnPass:
+    try:
+        labels = tuple(tuple(label) for label in fields["labels"])
+        return OwnPass(**{**fields, "labels": labels})
+    except (KeyError, TypeError) as error:
+        raise ConfigError(f"not a pass of its own: {fields!r} ({error})") from error

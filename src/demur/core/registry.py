@@ -5,7 +5,9 @@ Listing reads the files without importing them. This is the one place that impor
 
 import ast
 import importlib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -13,9 +15,11 @@ from typing import Any
 
 from demur.core.errors import ConfigError, MissingPackageError
 
-KINDS = ("detectors", "responders", "datasets", "engines")
+KINDS = ("detectors", "responders", "datasets", "engines", "metrics", "studies")
 
 _ROOT = Path(__file__).parents[1]
+_ONE = {"studies": "study"}
+"""What one of a kind is called, where it is more than the kind's name without its `s`."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +62,9 @@ def describe(kind: str, path: Path) -> Method | None:
     return Method(kind, path.stem, doc.split("\n")[0], doc, public[0], packages)
 
 
-def methods(kind: str) -> dict[str, Method]:
-    """Return the methods of a kind by name, without importing any.
+@cache
+def methods(kind: str) -> Mapping[str, Method]:
+    """Return the methods of a kind by name, without importing any; files are read once.
 
     Raises:
         ConfigError: There is no such kind.
@@ -82,13 +87,14 @@ def load(kind: str, name: str) -> Any:
         MissingPackageError: A package that the method needs is not installed.
     """
     known = methods(kind)
+    one = _ONE.get(kind, kind[:-1])
     method = known.get(name.replace("-", "_"))
     if method is None:
-        raise ConfigError(f"there is no {kind[:-1]} {name!r}: expected one of {sorted(known)}")
+        raise ConfigError(f"there is no {one} {name!r}: expected one of {sorted(known)}")
     missing = [package for package in method.packages if find_spec(package) is None]
     if missing:
         raise MissingPackageError(
-            f"{kind[:-1]} {name!r} needs {', '.join(missing)}: pip install {' '.join(missing)}"
+            f"{one} {name!r} needs {', '.join(missing)}: pip install {' '.join(missing)}"
         )
     return getattr(import_named(f"demur.{kind}.{method.name}"), method.public)
 

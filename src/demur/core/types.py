@@ -3,14 +3,14 @@
 All of them are frozen: what goes into a guard is what was scored.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Literal, Self, get_args
 
 from demur.core.errors import ConfigError, DataError
 
 Role = Literal["system", "user", "assistant", "tool"]
-SpanKind = Literal["system", "user", "assistant", "tool", "generation_prompt"]
+SpanKind = Literal["system", "user", "assistant", "tool", "generation_prompt", "reply"]
 
 
 def require_unicode(text: str) -> None:
@@ -124,12 +124,15 @@ class Span:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A chat as the model will read it: unpadded, with the generation prompt at its end."""
+    """A chat as the model will read it: unpadded, with the generation prompt at its end.
+
+    A reply that the model has read, too, stands after it.
+    """
 
     chat: Chat
     token_ids: tuple[int, ...]
     spans: tuple[Span, ...]
-    """The tokens of each turn's content, in order, and of the generation prompt."""
+    """The tokens of each turn's content, in order, of the generation prompt, and of the reply."""
     has_forged_markers: bool = False
     """True if the text of a turn itself yields tokens that the template uses as markers."""
 
@@ -140,6 +143,17 @@ class Prompt:
     def spans_of(self, kind: SpanKind) -> tuple[Span, ...]:
         """Return the spans of one kind, in order."""
         return tuple(span for span in self.spans if span.kind == kind)
+
+    def with_reply(self, token_ids: Sequence[int]) -> Self:
+        """Return the prompt with the tokens of a reply after it.
+
+        Raises:
+            DataError: There are no tokens.
+        """
+        if not token_ids:
+            raise DataError("the reply is empty: there is nothing to read; leave it out")
+        ids = (*self.token_ids, *token_ids)
+        return replace(self, token_ids=ids, spans=(*self.spans, Span("reply", len(self), len(ids))))
 
 
 @dataclass(frozen=True)

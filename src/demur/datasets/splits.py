@@ -1,7 +1,7 @@
 """Fixed splits in a file of their own: lines with `id`, `file`, `split`, `small` and `optional`."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -94,10 +94,17 @@ class TrainAndVal:
 
     train: list[Example]
     val: list[Example]
+    unparted: list[Example] = field(default_factory=list)
+    """Of splits that do not say which of the two a prompt is for."""
 
 
 def apply_splits(
-    data: Sequence[Path], splits_path: Path, *, small: bool = False, optional: bool = False
+    data: Sequence[Path],
+    splits_path: Path,
+    *,
+    small: bool = False,
+    optional: bool = False,
+    unparted: Sequence[str] = (),
 ) -> TrainAndVal:
     """Return the prompts of `train` and `val`; those of other splits are not kept.
 
@@ -106,6 +113,7 @@ def apply_splits(
         splits_path: The split file.
         small: Only the small selection.
         optional: Also the rows marked optional.
+        unparted: Splits that are kept beside them.
 
     Raises:
         ConfigError: A file is missing or unknown to the split file.
@@ -115,11 +123,14 @@ def apply_splits(
     chosen = [
         example
         for path in data
-        for example in splits.select(path, ("train", "val"), small=small, optional=optional)
+        for example in splits.select(
+            path, ("train", "val", *unparted), small=small, optional=optional
+        )
     ]
     return TrainAndVal(
         train=[example for example in chosen if example.split == "train"],
         val=[example for example in chosen if example.split == "val"],
+        unparted=[example for example in chosen if example.split in unparted],
     )
 
 

@@ -15,7 +15,6 @@ from torch.nn import functional
 
 from demur.core.errors import DataError
 from demur.core.readings import Array
-from demur.detectors._states import without_constants
 
 
 @dataclass(frozen=True)
@@ -104,21 +103,6 @@ def sinusoids(positions: Tensor, d_hidden: int) -> Tensor:
 def standardised(prompt: Array, mean: Array, scale: Array) -> Tensor:
     """Return a prompt's token states [position, feature], standardised, float32, copied."""
     return torch.tensor(((prompt - mean) / scale).astype(np.float32))
-
-
-def moments(prompts: Sequence[Array]) -> tuple[Array, Array]:
-    """Return the mean and the standard deviation over all tokens [feature], float64.
-
-    A constant feature has a standard deviation of infinity, which silences it.
-
-    Args:
-        prompts: Token states [position, feature] of each prompt.
-    """
-    count = sum(len(prompt) for prompt in prompts)
-    mean: Array = sum(prompt.sum(0, dtype=np.float64) for prompt in prompts) / count
-    # A second pass: the difference of large sums would lose the spread of a far coordinate.
-    squares = sum(np.square(prompt - mean).sum(0) for prompt in prompts)
-    return mean, without_constants(mean, np.sqrt(squares / count))
 
 
 def train(

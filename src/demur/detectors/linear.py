@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import Self
 
 from demur.core.errors import ConfigError
-from demur.core.protocols import LinearDetector, Targets
+from demur.core.linear import LinearDetector
+from demur.core.protocols import Targets
 from demur.core.readings import Readings
 from demur.core.readout import joined, unjoined
 from demur.core.reads import CaptureSpec, spread_layers

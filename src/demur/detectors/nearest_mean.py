@@ -15,7 +15,8 @@ from typing import Self
 
 import numpy as np
 
-from demur.core.protocols import LinearDetector, Stream, StreamedDetector, Targets
+from demur.core.linear import LinearDetector
+from demur.core.protocols import Stream, StreamedDetector, Targets
 from demur.core.readings import Array
 from demur.core.readout import joined, unjoined
 from demur.core.reads import CaptureSpec, middle_layer

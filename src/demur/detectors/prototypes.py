@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from demur.core.errors import DataError
-from demur.core.protocols import LinearDetector, Targets
+from demur.core.linear import LinearDetector
+from demur.core.protocols import Targets
 from demur.core.readings import Array
 from demur.core.readout import unjoined
 from demur.core.reads import CaptureSpec, middle_layer

@@ -30,6 +30,7 @@ from demur.core.reads import CaptureSpec, middle_layer
 from demur.core.registry import import_named
 from demur.detectors import _token_transformer as network
 from demur.detectors._balance import Balance
+from demur.detectors._tokens import moments
 
 __all__ = ["TokenTransformer"]
 
@@ -127,7 +128,7 @@ class TokenTransformer(Detector):
         prompts = self._tokens(readings)
         if len({prompt.shape[1] for prompt in prompts}) > 1:
             raise DataError("the prompts' states differ in shape: capture them with one model")
-        mean, scale = network.moments(prompts)
+        mean, scale = moments(prompts)
         # scikit-learn is loaded for a fit only: scoring needs torch alone.
         logistic = import_named("demur.detectors._logistic")
         encoder, _ = network.train(

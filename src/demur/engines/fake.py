@@ -2,9 +2,9 @@
 
 Tokens are words. The state of a position is noise drawn from a hash of all tokens up to it; where
 the chat holds the marker word, a known direction is added, so that a detector has something to
-find. The reply repeats the last user turn, after the system message in brackets if there is one.
-The model finds all words of that reply equally likely at each step, so that temperature changes
-nothing; greedy decoding takes the next one in order.
+find; where a reply holds it, from there on. The reply repeats the last user turn, after the system
+message in brackets if there is one. The model finds all words of that reply equally likely at each
+step, so that temperature changes nothing; greedy decoding takes the next one in order.
 """
 
 import math
@@ -21,9 +21,9 @@ import numpy as np
 from demur.core.errors import ConfigError, DataError
 from demur.core.interventions import PrependText, ReplyWith
 from demur.core.protocols import Done, Event, Request, Scored, Switched, TokenOut
-from demur.core.readings import Array, Readings, Values
-from demur.core.reads import CaptureSpec, Read, Texts
-from demur.core.types import Chat, ModelId, Prompt, Sampling, Span
+from demur.core.readings import Array, Deferred, Readings, Values
+from demur.core.reads import CaptureSpec, OwnPass, Read, Texts
+from demur.core.types import Chat, ModelId, Prompt, Sampling, Span, SpanKind
 
 __all__ = ["FakeEngine"]
 
@@ -75,6 +75,8 @@ class FakeEngine:
         """Prompts read so far, those read again under an intervention included."""
         self.num_prefill_tokens = 0
         """Tokens of those prompts."""
+        self.num_own_passes = 0
+        """Questions answered in passes of their own."""
 
     @property
     def model_id(self) -> ModelId:
@@ -92,7 +94,7 @@ class FakeEngine:
     @property
     def capabilities(self) -> frozenset[type]:
         """The reads and interventions that this engine can do."""
-        return frozenset({CaptureSpec, Texts, ReplyWith, PrependText})
+        return frozenset({CaptureSpec, Texts, OwnPass, ReplyWith, PrependText})
 
     @property
     def max_tokens(self) -> int:
@@ -125,6 +127,35 @@ class FakeEngine:
             )
         forged = any(_AT_MARKERS.search(message.content) for message in chat.messages)
         return Prompt(chat, tuple(ids), tuple(spans), forged)
+
+    def with_reply(self, prompt: Prompt, reply: str) -> Prompt:
+        """Return a prompt with a reply after it, as the model has read both.
+
+        Raises:
+            DataError: The reply is empty, or both are longer than the context.
+        """
+        longer = prompt.with_reply([_token_id(word) for word in _words(reply)])
+        if len(longer) > self._max_tokens:
+            raise DataError(
+                f"prompt and reply have {len(longer)} tokens: the model takes at most "
+                f"{self._max_tokens}; shorten them"
+            )
+        return longer
+
+    def own_pass(self, read: OwnPass, chats: Sequence[Chat]) -> Array:
+        """Return log-probabilities [chat, label]: the first label is likely where the marker is.
+
+        The pretend model stands for any other one too.
+        """
+        self.num_own_passes += len(chats)
+        logits = np.zeros((len(chats), len(read.labels)))
+        for row, chat in enumerate(chats):
+            text = repr((self._seed, read, chat))
+            generator = np.random.default_rng(zlib.crc32(text.encode()))
+            logits[row] = 0.5 * generator.standard_normal(len(read.labels))
+            logits[row, 0] += self._strength * ((self._marker in text) - 0.5)
+        values: Array = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+        return values
 
     def run(self, requests: Iterable[Request]) -> Iterator[Event]:
         """Carry out requests; see `core.protocols.Engine.run`."""
@@ -180,6 +211,8 @@ class FakeEngine:
     def _values(self, prompt: Prompt, read: Read) -> Values:
         if isinstance(read, Texts):
             return (prompt.chat.last_user_text,)
+        if isinstance(read, OwnPass):
+            return Deferred(self, read, (prompt.chat,))
         states = self._states(prompt, read)[:, _positions(prompt, read)]
         if read.normalise == "rms":
             states = states / _root_mean_square(states)
@@ -202,6 +235,11 @@ class FakeEngine:
         states: Array = math.sqrt(2) * np.cos(2 * math.pi * phases)
         if any(self._marker in message.content for message in prompt.chat.messages):
             states = states + self._strength * self.direction
+        marks = [_token_id(space + self._marker) for space in ("", " ")]
+        for span in prompt.spans_of("reply"):
+            in_reply = np.isin(prompt.token_ids[span.start : span.stop], marks)
+            marked = np.maximum.accumulate(in_reply)[None, :, None]
+            states[:, span.start : span.stop] += self._strength * self.direction * marked
         return states / _root_mean_square(states) if spec.site == "final_norm" else states
 
     def _advance(self, row: "_Row") -> list[Event]:
@@ -306,11 +344,12 @@ def _positions(prompt: Prompt, spec: CaptureSpec) -> list[int]:
         if not all(-len(prompt) <= position < len(prompt) for position in spec.positions):
             raise DataError(f"positions {spec.positions} are not in a prompt of {len(prompt)}")
         return [everything[position] for position in spec.positions]
-    spans = prompt.spans_of("user")
+    kind: SpanKind = "reply" if spec.positions == "reply" else "user"
+    spans = prompt.spans_of(kind)
     wanted = spans[-1:] if spec.positions == "user" else spans
     found = [position for span in wanted for position in range(span.start, span.stop)]
     if not found:
-        raise DataError("the prompt has no user tokens to read")
+        raise DataError(f"the prompt has no {kind} tokens to read")
     return found
 
 

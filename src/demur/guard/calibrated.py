@@ -6,7 +6,8 @@ from functools import cached_property
 
 from demur.core.errors import DataError
 from demur.core.heads import CategoryHeads
-from demur.core.protocols import Detector, LinearDetector
+from demur.core.linear import LinearDetector
+from demur.core.protocols import Detector
 from demur.core.readings import Array, Readings
 from demur.core.readout import LinearReadout, sigmoid
 from demur.core.results import Verdict

@@ -1,40 +1,107 @@
 """Turns the scores of validation prompts into thresholds and probabilities.
 
 A threshold is for a stated false-positive rate on benign prompts like the calibration set. Prompts
-of one group are no independent evidence, so a group counts once, by its highest score. The
-threshold is the split-conformal one: a new benign group exceeds it with a probability of at most
-the rate, whatever the scores' distribution.
+of one group are no independent evidence, so a group counts once, by its highest score. What a
+threshold promises is in `bounds`; `docs/promise.md` says it in words.
 """
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.stats import binomtest
 from sklearn.linear_model import LogisticRegression
 
-from demur.core.artifacts import Calibration, Threshold
+from demur.core.artifacts import Calibration, Guarantee, Threshold
 from demur.core.errors import ConfigError, DataError
 from demur.core.readings import Array
+from demur.guard.bounds import (
+    DELTA,
+    flags_allowed,
+    highest_rate,
+    least_rate,
+    lowest_rate,
+    num_groups_needed,
+)
+from demur.guard.drift import kept_ranks
 
 STANDARD_RATES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 
 
-def num_groups_needed(fpr: float) -> int:
-    """Return the least number of benign groups that supports a false-positive rate.
+@dataclass(frozen=True)
+class Promise:
+    """What thresholds are to promise."""
 
-    With fewer, even no false positive at all would leave the rate open at 95% confidence:
-    n >= ln(0.05) / ln(1 - rate).
+    guarantee: Guarantee = "binomial"
+    """See `Threshold.guarantee`."""
+    delta: float = DELTA
+    """Probability over draws of the calibration set that a `binomial` promise fails."""
+    contamination: float = 0.0
+    """The largest share of unsafe prompts in a calibration set without labels.
 
-    Raises:
-        ConfigError: The rate is not between 0 and 1.
+    If at most a share c of all traffic is unsafe, at least 1 - c of it is benign. Flagged benign
+    prompts are no more than all flagged prompts; so the rate among benign ones is at most the rate
+    of all, divided by 1 - c, and a threshold for (1 - c) fpr on all traffic keeps fpr on benign
+    prompts. This holds whatever the unsafe ones score, none included, and is cautious. A group that
+    holds an unsafe prompt counts as unsafe."""
 
-    >>> num_groups_needed(0.01), num_groups_needed(0.001)
-    (299, 2995)
-    """
-    if not 0 < fpr < 1:
-        raise ConfigError(f"the false-positive rate is {fpr}: expected more than 0, less than 1")
-    return math.ceil(math.log(0.05) / math.log1p(-fpr))
+    def __post_init__(self) -> None:
+        """Refuse numbers out of range."""
+        if not 0 < self.delta < 1:
+            raise ConfigError(f"delta is {self.delta}: expected more than 0, less than 1")
+        if not 0 <= self.contamination < 1:
+            raise ConfigError(
+                f"the contamination is {self.contamination}: expected 0 or more, less than 1"
+            )
+
+    def require_supported(self, fpr: float, num_groups: int, *, among: str = "") -> None:
+        """Refuse a rate that a number of groups cannot support.
+
+        Args:
+            fpr: The rate.
+            num_groups: Of the calibration set.
+            among: The part of the set that they stand in, for the message.
+
+        Raises:
+            ConfigError: There are too few; the message says what they do support.
+        """
+        clean = 1 - self.contamination
+        needed = num_groups_needed(clean * fpr, guarantee=self.guarantee, delta=self.delta)
+        if num_groups >= needed:
+            return
+        kind = "unlabelled" if self.contamination else "benign"
+        asked = f"a false-positive rate of {fpr:g} needs {needed} {kind} groups{among}"
+        if not num_groups:
+            raise ConfigError(f"{asked}, got none: add prompts")
+        least = lowest_rate(num_groups, guarantee=self.guarantee, delta=self.delta)
+        lowest = math.ceil(1e4 * least / clean) / 1e4
+        others = self.supported_rates(num_groups)
+        choice = f"one of {others}, or " if others else ""
+        raise ConfigError(
+            f"{asked}, got {num_groups}: add prompts, or ask for {choice}any rate from {lowest:g} "
+            f"on, the lowest that they can promise {self.certainty}"
+        )
+
+    @property
+    def certainty(self) -> str:
+        """How sure the promise is, in words."""
+        if self.guarantee == "conformal":
+            return "on average"
+        return f"with {100 * (1 - self.delta):.4g}% confidence"
+
+    def supported_rates(self, num_groups: int) -> tuple[float, ...]:
+        """Return the standard rates that a number of groups supports, lowest first."""
+        return tuple(
+            rate
+            for rate in STANDARD_RATES
+            if num_groups_needed(
+                (1 - self.contamination) * rate, guarantee=self.guarantee, delta=self.delta
+            )
+            <= num_groups
+        )
+
+
+STANDARD = Promise()
 
 
 def supported_rates(num_groups: int) -> tuple[float, ...]:
@@ -43,7 +110,7 @@ def supported_rates(num_groups: int) -> tuple[float, ...]:
     >>> supported_rates(300)
     (0.01, 0.02, 0.05, 0.1)
     """
-    return tuple(rate for rate in STANDARD_RATES if num_groups_needed(rate) <= num_groups)
+    return STANDARD.supported_rates(num_groups)
 
 
 def calibrate(
@@ -54,6 +121,7 @@ def calibrate(
     rates: Sequence[float],
     calibrated_on: str,
     default_fpr: float,
+    promise: Promise = STANDARD,
 ) -> Calibration:
     """Return thresholds for false-positive rates, and a map from scores to probabilities.
 
@@ -64,26 +132,140 @@ def calibrate(
         rates: False-positive rates, each between 0 and 1.
         calibrated_on: What the benign prompts are, in words.
         default_fpr: One of the rates.
+        promise: What the thresholds are to promise.
 
     Raises:
         ConfigError: There are too few benign groups for a rate, or the default is not a rate.
         DataError: A score is not finite, or a label is missing.
     """
     unsafe = unsafe.astype(bool)
-    if default_fpr not in rates:
-        raise ConfigError(f"the default rate {default_fpr} is not among the rates {tuple(rates)}")
-    if not np.isfinite(scores).all():
-        raise DataError("a validation score is not finite: the thresholds would mean nothing")
+    _require_finite(scores)
     if unsafe.all() or not unsafe.any():
         raise DataError("calibration needs safe and unsafe validation prompts")
-    highest = _highest_of_groups(scores[~unsafe], group[~unsafe])
     slope, intercept = platt(scores, unsafe)
-    return Calibration(
-        thresholds=tuple(_threshold(highest, fpr) for fpr in rates),
-        slope=slope,
-        intercept=intercept,
+    return recalibrate(
+        Calibration((), slope, intercept, calibrated_on),
+        scores[~unsafe],
+        group[~unsafe],
+        rates=rates,
         calibrated_on=calibrated_on,
         default_fpr=default_fpr,
+        promise=promise,
+    )
+
+
+def recalibrate(
+    earlier: Calibration,
+    scores: Array,
+    group: Array,
+    *,
+    rates: Sequence[float],
+    calibrated_on: str,
+    default_fpr: float,
+    promise: Promise = STANDARD,
+    part: Array | None = None,
+) -> Calibration:
+    """Return a calibration with the thresholds of other prompts; probabilities stay.
+
+    Args:
+        earlier: What probabilities are taken from: they need unsafe prompts too.
+        scores: Of benign prompts (or of traffic, see `Promise.contamination`), [prompt].
+        group: [prompt].
+        rates: False-positive rates, each between 0 and 1.
+        calibrated_on: What the prompts are, in words.
+        default_fpr: One of the rates.
+        promise: What the thresholds are to promise.
+        part: Of the traffic, [prompt], where the rates are to be kept in each part by itself.
+
+    Raises:
+        ConfigError: There are too few groups for a rate, or the default is not a rate.
+        DataError: A score is not finite, or there is none.
+    """
+    if default_fpr not in rates:
+        raise ConfigError(f"the default rate {default_fpr} is not among the rates {tuple(rates)}")
+    _require_finite(scores)
+    one_a_group = np.sort(scores[np.unique(group, return_index=True)[1]])
+    kept = one_a_group[kept_ranks(len(one_a_group))].astype(np.float32)
+    return replace(
+        earlier,
+        thresholds=tuple(
+            threshold_for(scores, group, fpr, promise=promise)
+            if part is None
+            else threshold_for_sources(scores, part, group, fpr, promise=promise)
+            for fpr in rates
+        ),
+        calibrated_on=calibrated_on,
+        default_fpr=default_fpr,
+        reference=tuple(float(str(score)) for score in kept),  # the shortest text of a float32
+        num_reference=len(one_a_group),
+    )
+
+
+def _require_finite(scores: Array) -> None:
+    if not len(scores):
+        raise DataError("there are no prompts to calibrate on: give at least one")
+    if not np.isfinite(scores).all():
+        raise DataError("a validation score is not finite: the thresholds would mean nothing")
+
+
+def threshold_for(
+    scores: Array, group: Array, fpr: float, *, promise: Promise = STANDARD
+) -> Threshold:
+    """Return the threshold for a false-positive rate.
+
+    Args:
+        scores: Of benign prompts (or of traffic, see `Promise.contamination`), [prompt].
+        group: [prompt]; a group counts once, by its highest score.
+        fpr: The rate, between 0 and 1.
+        promise: What the threshold is to promise.
+
+    Raises:
+        ConfigError: There are too few groups.
+    """
+    highest = _highest_of_groups(scores, group)
+    promise.require_supported(fpr, len(highest))
+    return _threshold(highest, fpr, promise)
+
+
+def threshold_for_sources(
+    scores: Array, source: Array, group: Array, fpr: float, *, promise: Promise = STANDARD
+) -> Threshold:
+    """Return the threshold that keeps a false-positive rate in every source by itself.
+
+    It is the highest of the thresholds of single sources, each with its share of delta, so that the
+    promise holds for all of them at once.
+
+    Args:
+        scores: Of benign prompts, [prompt].
+        source: Or any other part of the traffic, [prompt].
+        group: [prompt].
+        fpr: The rate, between 0 and 1.
+        promise: What the threshold is to promise.
+
+    Raises:
+        ConfigError: There are too few groups in a source.
+    """
+    names = np.unique(source)
+    shared = replace(promise, delta=promise.delta / len(names))
+    of_sources = []
+    for name in names:
+        rows = source == name
+        highest = _highest_of_groups(scores[rows], group[rows])
+        shared.require_supported(fpr, len(highest), among=f" in {str(name)!r}")
+        of_sources.append(_threshold(highest, fpr, shared))
+    overall = _at(
+        _highest_of_groups(scores, group),
+        fpr,
+        max(threshold.threshold for threshold in of_sources),
+    )
+    is_bounded = promise.guarantee == "binomial"
+    return replace(
+        overall,
+        guarantee=promise.guarantee,
+        delta=promise.delta if is_bounded else None,
+        bound=max(t.bound for t in of_sources if t.bound is not None) if is_bounded else None,
+        contamination=promise.contamination,
+        holds_in=tuple(str(name) for name in names),
     )
 
 
@@ -95,25 +277,34 @@ def _highest_of_groups(scores: Array, group: Array) -> Array:
     return np.sort(highest)[::-1]
 
 
-def _threshold(highest: Array, fpr: float) -> Threshold:
-    num_groups = len(highest)
-    needed = num_groups_needed(fpr)
-    if num_groups < needed:
-        raise ConfigError(
-            f"a false-positive rate of {fpr} needs {needed} benign groups, got {num_groups}: add "
-            f"benign prompts, or ask for one of {supported_rates(num_groups)}"
-        )
-    # Split conformal: at most floor((n + 1) * rate) - 1 of n groups may be flagged. The small
-    # addend keeps a product such as 300 * 0.01 from falling below the whole number that it is.
-    allowed = max(0, math.floor((num_groups + 1) * fpr + 1e-9) - 1)
-    threshold = float(np.nextafter(highest[allowed], np.inf))
-    num_flagged = int((highest >= threshold).sum())
-    interval = binomtest(num_flagged, num_groups).proportion_ci(0.95, method="exact")
+def _threshold(highest: Array, fpr: float, promise: Promise) -> Threshold:
+    clean, num_groups = 1 - promise.contamination, len(highest)
+    allowed = flags_allowed(
+        num_groups, clean * fpr, guarantee=promise.guarantee, delta=promise.delta
+    )
+    threshold = _at(highest, fpr, float(np.nextafter(highest[allowed], np.inf)))
+    if promise.guarantee == "conformal":
+        return replace(threshold, contamination=promise.contamination)
+    return replace(
+        threshold,
+        guarantee="binomial",
+        delta=promise.delta,
+        bound=highest_rate(allowed, num_groups, delta=promise.delta) / clean,
+        contamination=promise.contamination,
+    )
+
+
+def _at(highest: Array, fpr: float, threshold: float) -> Threshold:
+    """Return a threshold with what it does to the calibration groups."""
+    num_flagged, num_groups = int((highest >= threshold).sum()), len(highest)
     return Threshold(
         fpr=fpr,
         threshold=threshold,
         realised_fpr=num_flagged / num_groups,
-        interval=(float(interval.low), float(interval.high)),
+        interval=(
+            least_rate(num_flagged, num_groups, delta=0.025),
+            highest_rate(num_flagged, num_groups, delta=0.025),
+        ),
         num_groups=num_groups,
     )
 

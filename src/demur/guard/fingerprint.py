@@ -4,6 +4,7 @@ Hashes tell another architecture or tokenizer; only running the model tells othe
 number format or quantisation.
 """
 
+import copy
 from functools import partial
 
 import numpy as np
@@ -12,7 +13,7 @@ from demur.core.artifacts import Artifact
 from demur.core.errors import DemurError, ModelMismatchError
 from demur.core.protocols import Detector, Done, Engine, Request
 from demur.core.readings import Array, Readings
-from demur.core.reads import CaptureSpec
+from demur.core.reads import CaptureSpec, OwnPass
 from demur.core.types import Chat, Prompt, Sampling
 
 FINGERPRINT_TEXTS = (
@@ -22,6 +23,17 @@ FINGERPRINT_TEXTS = (
     "¿Cuánto tarda en hervir un huevo? Wie lange dauert es? 需要多长时间？",
 )
 """Changing one makes every stored fingerprint worthless."""
+FINGERPRINT_REPLIES = (
+    "The capital of Portugal is Lisbon.",
+    "Dear neighbour,\nthank you for looking after the cat. She sends her regards.",
+    "That function returns the area of a rectangle: `width * height`.",
+    "Un huevo duro tarda unos diez minutos. Etwa zehn Minuten. 大约十分钟。",
+)
+"""What stands after the texts for a detector that watches replies; likewise."""
+
+OWN_PASS_TOLERANCE = 1.0
+"""Largest difference of a log-probability that still counts as the same model: number formats make
+a few tenths, other weights several units."""
 
 
 def take(engine: Engine, detector: Detector) -> dict[str, Array]:
@@ -30,13 +42,20 @@ def take(engine: Engine, detector: Detector) -> dict[str, Array]:
     Returns:
         `token_ids` [token] of all texts, `lengths` [prompt], `scores` [prompt], and `states.I`
         of read I where it captures states: [prompt, layer, d_model] of a pooled read, otherwise
-        [layer, token, d_model] of all texts.
+        [layer, token, d_model] of all texts. `log_probabilities.I` [prompt, label] of read I where
+        it is a pass of its own, which is run also where the detector would not have asked for it.
 
     Raises:
         DemurError: The engine failed on a text.
     """
     prompts = [engine.render(Chat.from_text(text)) for text in FINGERPRINT_TEXTS]
+    if detector.watches == "reply":
+        prompts = [
+            engine.with_reply(prompt, reply)
+            for prompt, reply in zip(prompts, FINGERPRINT_REPLIES, strict=True)
+        ]
     readings = _read(engine, detector, prompts)
+    detector = copy.copy(detector)  # what it counts while it scores is of prompts, not of these
     fingerprint = {
         "token_ids": np.concatenate([np.asarray(p.token_ids, np.int64) for p in prompts]),
         "lengths": np.array([len(prompt) for prompt in prompts], np.int64),
@@ -44,9 +63,13 @@ def take(engine: Engine, detector: Detector) -> dict[str, Array]:
     }
     for number, read in enumerate(detector.reads):
         values = readings.values[read]
+        if isinstance(read, OwnPass):
+            fingerprint[f"log_probabilities.{number}"] = readings.log_probabilities(read)
         if isinstance(read, CaptureSpec):
             fingerprint[f"states.{number}"] = (
-                values if isinstance(values, np.ndarray) else np.concatenate(values, axis=1)
+                values
+                if isinstance(values, np.ndarray)
+                else np.concatenate(readings.ragged(read), axis=1)
             )
     return fingerprint
 
@@ -76,7 +99,8 @@ def verify(artifact: Artifact, engine: Engine, detector: Detector) -> None:
         detector: The artifact's, fitted.
 
     Raises:
-        ModelMismatchError: The tokens differ, or a score by more than the tolerance.
+        ModelMismatchError: The tokens differ, or a score by more than the tolerance, or an answer
+            in a pass of its own.
     """
     found, stored = take(engine, detector), artifact.fingerprint
     what = f"detector {artifact.method!r}, fitted on {artifact.model_id.name},"
@@ -93,3 +117,13 @@ def verify(artifact: Artifact, engine: Engine, detector: Detector) -> None:
             "number format or quantisation differ: fit it again, or pass verify=False if this is "
             "meant"
         )
+    for number, read in enumerate(detector.reads):
+        if isinstance(read, OwnPass):
+            key = f"log_probabilities.{number}"
+            difference = float(np.abs(found[key] - stored[key]).max())
+            if not difference <= OWN_PASS_TOLERANCE:
+                raise ModelMismatchError(
+                    f"{what} asks model {read.model!r}, which answers differently now: by up to "
+                    f"{difference:.4g} in log-probability, tolerated is {OWN_PASS_TOLERANCE:g}. "
+                    "Name the model that it was calibrated with, or calibrate it again"
+                )

@@ -262,6 +262,11 @@ def _check_detectors(engine: Engine, detectors: Sequence[CalibratedDetector]) ->
     if len(set(names)) < len(names):
         raise ConfigError(f"two detectors have the same name: {names}")
     for detector in detectors:
+        if detector.detector.watches != "prompt":
+            raise ConfigError(
+                f"detector {detector.name!r} watches replies: a guard's detectors judge prompts; "
+                "give one that was fitted on prompts"
+            )
         for read in detector.detector.reads:
             if type(read) not in engine.capabilities:
                 raise _incapable(engine, f"detector {detector.name!r}", type(read))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from demur.core.errors import ConfigError, DataError
 from demur.core.readings import Array, Readings, Values
 from demur.core.reads import CaptureSpec, Read
-from demur.core.types import Prompt
+from demur.core.types import Prompt, SpanKind
 from demur.modeling.blocks import Parts
 
 
@@ -136,11 +136,12 @@ def positions_of(prompt: Prompt, spec: CaptureSpec) -> Sequence[int]:
         if any(not 0 <= p < length for p in wanted):
             raise DataError(f"positions {positions} do not exist in a prompt of {length} tokens")
         return wanted
-    spans = prompt.spans_of("user")
+    kind: SpanKind = "reply" if positions == "reply" else "user"
+    spans = prompt.spans_of(kind)
     spans = spans[-1:] if positions == "user" else spans
     wanted = [p for span in spans for p in range(span.start, span.stop)]
     if not wanted:
-        raise DataError("the prompt has no user tokens to read")
+        raise DataError(f"the prompt has no {kind} tokens to read")
     return wanted
 
 

@@ -72,6 +72,25 @@ class ChatRenderer:
             chat, text, [*spans, Span("generation_prompt", generation, len(text))]
         )
 
+    def with_reply(self, prompt: Prompt, reply: str, *, max_tokens: int | None = None) -> Prompt:
+        """Return a prompt with a reply after it, as the model has read both.
+
+        The reply's text is split into tokens by itself. A model may have drawn other tokens of the
+        same text: two short ones, where the tokenizer takes a long one. No end token follows, since
+        a model never reads the one that ends its reply.
+
+        Args:
+            prompt: From `render`.
+            reply: What was answered.
+            max_tokens: Of the reply, later ones are left out; None keeps all.
+
+        Raises:
+            DataError: The reply is empty.
+        """
+        ids = self._tokenizer(reply, add_special_tokens=False)["input_ids"][:max_tokens]
+        forged = prompt.has_forged_markers or not self._special_ids.isdisjoint(ids)
+        return replace(prompt.with_reply(ids), has_forged_markers=forged)
+
     def _turns(self, chat: Chat) -> list[list[Message]]:
         """Return the template's turns, each with the messages whose contents it holds."""
         first, rest = chat.messages[0], list(chat.messages[1:])

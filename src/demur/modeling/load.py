@@ -1,6 +1,6 @@
 """Loads a model by name: the embedded one, a folder, a GGUF file, or a name on the model hub."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -32,6 +32,13 @@ class LoadedModel:
     tokenizer: Any
     parts: Parts
     model_id: ModelId
+    beside: dict[str, Any] = field(default_factory=dict, compare=False)
+    """Other models, such as guard models, so that each is loaded once."""
+
+    @property
+    def device(self) -> Any:
+        """Where the model is."""
+        return next(self.model.parameters()).device
 
     @property
     def max_tokens(self) -> int:

@@ -13,20 +13,36 @@ from sklearn.metrics import roc_auc_score
 
 import demur
 from demur.core.artifacts import Artifact, Calibration, save
-from demur.core.errors import ConfigError, DataError
-from demur.core.examples import Example
+from demur.core.errors import ConfigError
+from demur.core.examples import Example, targets_of
 from demur.core.heads import CategoryHeads
-from demur.core.protocols import Detector, Engine, Stream, StreamedDetector, Targets, whole
+from demur.core.protocols import (
+    Detector,
+    Engine,
+    Stream,
+    StreamedDetector,
+    StreamingDetector,
+    Targets,
+    whole,
+)
 from demur.core.readings import Array
+from demur.core.reads import CaptureSpec, Read
 from demur.guard import fingerprint
-from demur.guard.calibration import calibrate, num_groups_needed, supported_rates
+from demur.guard.bounds import num_groups_needed
+from demur.guard.calibration import calibrate, supported_rates
 from demur.workflows.card import model_card
+from demur.workflows.reply_scores import (
+    highest_scores,
+    require_streaming,
+    token_read,
+    with_beginnings,
+)
 
 FINGERPRINT_TOLERANCE = 0.25
 """Of the spread (standard deviation) of the validation scores: see `docs/architecture.md`."""
 
-Capture = Callable[[Sequence[Example], Detector], Stream]
-"""Returns the readings of examples for a detector, in parts."""
+Capture = Callable[[Sequence[Example], Sequence[Read]], Stream]
+"""Returns the readings of examples, in parts."""
 
 
 @dataclass(frozen=True)
@@ -36,28 +52,8 @@ class Fitted:
     detector: Detector
     calibration: Calibration
     scores: Array
-    """Of the validation prompts."""
+    """Of the validation prompts, or the highest of each validation reply."""
     metrics: Mapping[str, float]
-
-
-def targets_of(examples: Sequence[Example]) -> Targets:
-    """Return the labels, groups and sources of training prompts.
-
-    Raises:
-        DataError: A prompt has no label, or all have the same.
-    """
-    unlabelled = [example.id for example in examples if example.label is None]
-    if unlabelled:
-        raise DataError(
-            f"{len(unlabelled)} prompts have no label (the first is {unlabelled[0]!r}): each needs "
-            "label 'unsafe' or 'safe'"
-        )
-    return Targets(
-        unsafe=np.array([example.label == "unsafe" for example in examples]),
-        group=np.array([example.group_key for example in examples]),
-        source=np.array([example.source or "" for example in examples]),
-        category=np.array([example.category or "" for example in examples]),
-    )
 
 
 def hold_out(
@@ -106,56 +102,98 @@ def fit(
     val: Sequence[Example],
     *,
     capture: Capture,
+    follow: Capture | None = None,
     fpr: float,
     calibrated_on: str,
     seed: int,
 ) -> Fitted:
     """Fit a detector on `train`, and calibrate it on `val`.
 
+    A detector that watches replies is calibrated on the highest score that each reply ever has:
+    of safe replies no more than the rate are ever stopped. One that reads a mean over tokens is
+    fitted on the beginnings of replies, too.
+
     Args:
         detector: Unfitted.
-        train: Labelled prompts.
+        train: Labelled prompts, or prompts with labelled replies.
         val: Labelled prompts of other groups.
         capture: Returns the readings of prompts, in parts.
+        follow: Returns those of replies by token, where they are gone through once; None captures
+            them like all others.
         fpr: The default false-positive rate; all rates that `val` supports are calibrated.
         calibrated_on: What the benign prompts of `val` are, in words.
         seed: Of the fit.
 
     Raises:
-        ConfigError: `val` has too few benign groups for `fpr`.
+        ConfigError: `val` has too few benign groups for `fpr`, or the detector watches replies and
+            cannot score them while they grow.
         DataError: Labels are missing, or of one kind only.
     """
+    if detector.watches == "reply":
+        require_streaming(detector)
     require_fittable(train, val, fpr)
-    targets, val_targets = targets_of(train), targets_of(val)
-    parts = capture(train, detector)
-    if isinstance(detector, StreamedDetector):
-        detector.fit_stream(parts, targets, seed=seed)
+    follow, val_targets = follow or capture, targets_of(val)
+    if detector.watches == "reply":
+        _fit_to_replies(detector, train, capture, follow, seed=seed)
+        val_parts = follow(val, [token_read(detector)])
     else:
-        detector.fit(whole(parts), targets, seed=seed)
-    scores = scores_of(detector, capture(val, detector), len(val))
-    num_groups = len(np.unique(val_targets.group[~val_targets.unsafe]))
-    calibration = calibrate(
-        scores,
-        val_targets.unsafe,
-        val_targets.group,
-        rates=tuple(sorted({fpr, *supported_rates(num_groups)})),
-        calibrated_on=calibrated_on,
-        default_fpr=fpr,
-    )
+        _fit(detector, capture(train, detector.reads), targets_of(train), seed=seed)
+        val_parts = capture(val, detector.reads)
+    scores = scores_of(detector, val_parts, len(val))
+    calibration = _calibrated(scores, val_targets, fpr, calibrated_on)
     flagged = scores >= calibration.at(fpr).threshold
     metrics = {
         "val_auroc": float(roc_auc_score(val_targets.unsafe, scores)),
         "val_recall_at_default": float(flagged[val_targets.unsafe].mean()),
         "val_fpr_at_default": float(flagged[~val_targets.unsafe].mean()),
-    }
+    } | {f"val_{name}": value for name, value in detector.measured().items()}
     return Fitted(detector, calibration, scores, metrics)
 
 
+def _fit(detector: Detector, parts: Stream, targets: Targets, *, seed: int) -> None:
+    if isinstance(detector, StreamedDetector):
+        detector.fit_stream(parts, targets, seed=seed)
+    else:
+        detector.fit(whole(parts), targets, seed=seed)
+
+
+def _fit_to_replies(
+    detector: Detector, train: Sequence[Example], capture: Capture, follow: Capture, *, seed: int
+) -> None:
+    (read,), targets = detector.reads, targets_of(train)
+    if isinstance(read, CaptureSpec) and read.pool == "mean":
+        parts = follow(train, [token_read(detector)])
+        readings, targets = with_beginnings(read, parts, targets)
+        detector.fit(readings, targets, seed=seed)
+    else:
+        _fit(detector, capture(train, [read]), targets, seed=seed)
+
+
+def _calibrated(scores: Array, val: Targets, fpr: float, calibrated_on: str) -> Calibration:
+    """Calibrate the rate asked for, and all that the validation prompts support."""
+    num_groups = len(np.unique(val.group[~val.unsafe]))
+    return calibrate(
+        scores,
+        val.unsafe,
+        val.group,
+        rates=tuple(sorted({fpr, *supported_rates(num_groups)})),
+        calibrated_on=calibrated_on,
+        default_fpr=fpr,
+    )
+
+
 def scores_of(detector: Detector, parts: Stream, num_prompts: int) -> Array:
-    """Return the scores [prompt] of prompts whose readings come in parts."""
+    """Return the scores [prompt] of prompts whose readings come in parts.
+
+    Of a detector that watches replies they are the highest that each reply ever has, and the parts
+    hold what it reads of each token.
+    """
     scores: Array = np.full(num_prompts, np.nan)
     for rows, readings in parts:
-        scores[rows] = detector.decision_function(readings)
+        if isinstance(detector, StreamingDetector) and detector.watches == "reply":
+            scores[rows] = highest_scores(detector, readings)
+        else:
+            scores[rows] = detector.decision_function(readings)
     return scores
 
 
@@ -213,6 +251,7 @@ def describe_set(examples: Sequence[Example]) -> dict[str, object]:
     counts: dict[str, dict[str, int]] = {}
     for example in examples:
         digest.update(repr(example.chat.as_messages()).encode())
+        digest.update((example.response or "").encode())
         of_source = counts.setdefault(example.source or "unnamed", {"unsafe": 0, "safe": 0})
         of_source[example.label or "safe"] += 1
     return {"sha256": digest.hexdigest(), "prompts": len(examples), "sources": counts}

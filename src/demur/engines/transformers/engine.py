@@ -12,8 +12,8 @@ from transformers import DynamicCache
 from demur.core.errors import DataError
 from demur.core.interventions import Intervention, PrependText, ReplyWith
 from demur.core.protocols import Done, Event, Request, Scored, Switched, TokenOut
-from demur.core.readings import Readings
-from demur.core.reads import CaptureSpec, Texts
+from demur.core.readings import Deferred, Readings, Values
+from demur.core.reads import CaptureSpec, OwnPass, Read, Texts, in_prefill
 from demur.core.types import Chat, ModelId, Prompt
 from demur.engines.transformers.batch import Batch, Row
 from demur.engines.transformers.sampling import draw
@@ -21,6 +21,7 @@ from demur.engines.transformers.text import TextStream
 from demur.modeling.capture import capture, recording
 from demur.modeling.chat import ChatRenderer
 from demur.modeling.load import Dtype, LoadedModel, load
+from demur.modeling.own_pass import OwnPasses
 
 
 class TransformersEngine:
@@ -40,6 +41,7 @@ class TransformersEngine:
         self._max_batch = max_batch
         self._max_tokens = loaded.max_tokens
         self._end_ids = _end_token_ids(loaded)
+        self._own_passes = OwnPasses(loaded)
 
     @classmethod
     def load(
@@ -77,7 +79,7 @@ class TransformersEngine:
     @property
     def capabilities(self) -> frozenset[type]:
         """The reads and interventions that this engine can do."""
-        return frozenset({CaptureSpec, Texts, ReplyWith, PrependText})
+        return frozenset({CaptureSpec, Texts, OwnPass, ReplyWith, PrependText})
 
     @property
     def max_tokens(self) -> int:
@@ -97,6 +99,20 @@ class TransformersEngine:
                 f"{self._max_tokens - 1}, so that one is left for the reply; shorten it"
             )
         return prompt
+
+    def with_reply(self, prompt: Prompt, reply: str) -> Prompt:
+        """Return a prompt with a reply after it, as the model has read both.
+
+        Raises:
+            DataError: The reply is empty, or both are longer than the context.
+        """
+        longer = self._renderer.with_reply(prompt, reply)
+        if len(longer) > self._max_tokens:
+            raise DataError(
+                f"prompt and reply have {len(longer)} tokens: the model takes at most "
+                f"{self._max_tokens}; shorten them"
+            )
+        return longer
 
     def run(self, requests: Iterable[Request]) -> Iterator[Event]:
         """Carry out requests; see `core.protocols.Engine.run`."""
@@ -121,20 +137,22 @@ class TransformersEngine:
 
     def _scored(self, request: Request) -> list[Event]:
         started = time.perf_counter()
-        readings = capture(self._loaded.parts, [request.prompt], request.reads)
+        readings = capture(self._loaded.parts, [request.prompt], in_prefill(request.reads))
         prefill_s = self._elapsed(started)
         started = time.perf_counter()
-        request.decide(readings)
+        request.decide(self._with_own_passes(readings, request))
         guard_s = time.perf_counter() - started
         return [Scored(request.id, prefill_s, guard_s), Done(request.id, "scored")]
 
     def _started(self, request: Request, batch: Batch) -> list[Event]:
         started = time.perf_counter()
-        with recording(self._loaded.parts, [request.prompt], request.reads, starts=[0]) as recorder:
+        reads = in_prefill(request.reads)
+        with recording(self._loaded.parts, [request.prompt], reads, starts=[0]) as recorder:
             logits, cache = self._prefill(request.prompt)
         prefill_s = self._elapsed(started) - recorder.seconds
         started = time.perf_counter()
-        intervention = request.decide(recorder.readings() if request.reads else Readings({}))
+        readings = recorder.readings() if reads else Readings({})
+        intervention = request.decide(self._with_own_passes(readings, request))
         guard_s = time.perf_counter() - started + recorder.seconds
         events: list[Event] = [Scored(request.id, prefill_s, guard_s)]
         prompt = request.prompt
@@ -151,6 +169,15 @@ class TransformersEngine:
             batch.join(row, cache)
             return [*events, token]
         return [*events, token, done]
+
+    def _with_own_passes(self, readings: Readings, request: Request) -> Readings:
+        """Add the passes of their own, which run only if a detector asks for them."""
+        own: dict[Read, Values] = {
+            read: Deferred(self._own_passes, read, (request.prompt.chat,))
+            for read in request.reads
+            if isinstance(read, OwnPass)
+        }
+        return Readings({**readings.values, **own}) if own else readings
 
     def _changed(self, prompt: Prompt, intervention: Intervention) -> Prompt:
         assert isinstance(intervention, PrependText), "the guard checked the capabilities"

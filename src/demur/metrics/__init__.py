@@ -1,0 +1,1 @@
+"""Numbers of many records: pure functions of scores, labels and groups, and their intervals."""

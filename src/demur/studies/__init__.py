@@ -1,0 +1,1 @@
+"""Studies: questions about detectors, each answered by a table with plots and findings."""

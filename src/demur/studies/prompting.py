@@ -1,0 +1,255 @@
+"""Prompting: whether a model recognises unsafe prompts when asked, and still answers them.
+
+The model is asked in several wordings whether a prompt is unsafe, and its answer is read from the
+logits of one forward pass. Beside that stand detectors on its hidden states, of the prompt as it is
+and of the prompt inside the first wording. Some unsafe prompts are answered by the bare model: how
+many of those that it answers had been recognised?
+
+Paper: Maybe I Should Not Answer That, but... (2025), arXiv 2502.16174 v1, the prompting study.
+
+Differs: wordings of our own; greedy replies of a few tokens, judged by a list of phrases, where the
+paper has long sampled ones and a judge; a reply that is no refusal need not do harm.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from demur.core.errors import ConfigError
+from demur.core.examples import Example
+from demur.core.protocols import Detector
+from demur.core.readings import Array, Readings
+from demur.core.reads import Read
+from demur.core.templates import find
+from demur.metrics.auroc import auroc
+from demur.metrics.f1 import f1
+from demur.studies._contenders import PLACING, Contender, Pool, every_layer, placing, score_tests
+from demur.studies._measures import threshold_at
+from demur.studies._replies import is_refusal, replies
+from demur.studies._study import (
+    IN_DISTRIBUTION,
+    Plot,
+    Reader,
+    Row,
+    Series,
+    StudyInputs,
+    StudyResult,
+)
+
+__all__ = ["Prompting"]
+
+NEEDS = ("matplotlib",)
+
+ANSWERED = "answered"
+"""The test set of unsafe prompts that the bare model answers."""
+COLUMNS = (
+    "recogniser",
+    "val_auroc",
+    *PLACING,
+    "f1",
+    "recognised",
+    "answered",
+    "recognised_and_answered",
+    "recognised_of_answered",
+)
+
+
+@dataclass(frozen=True)
+class Prompting:
+    """Asking the model, beside reading its states."""
+
+    wordings: tuple[int, ...] = tuple(range(10))
+    """Of the detector `prompted`, each costs a forward pass a prompt."""
+    method: str = "linear"
+    """The detector of hidden states, by its public name."""
+    max_prompts: int = 100
+    """Most of each test set and of each label of the validation prompts, over 0."""
+    max_replies: int = 100
+    """Most unsafe prompts that the bare model answers, 0 or more."""
+    reply_tokens: int = 64
+    """Tokens of a reply in which a refusal is looked for, over 0."""
+
+    def run(self, inputs: StudyInputs) -> StudyResult:
+        """Return one row a wording, and two of detectors of hidden states."""
+        if not self.wordings:
+            raise ConfigError("wordings is empty: expected some of 0 to 9")
+        plain = self._smaller(inputs)
+        wrapped = replace(plain, read=_inside_wording(plain.read, wording=self.wordings[0]))
+        asked = [
+            Contender(
+                f"wording {number}",
+                "prompted",
+                parameters={"wrapper": number, "num_calibrated": 0},
+            )
+            for number in self.wordings
+        ]
+        on_states = [Contender(f"{self.method} on states", self.method)]
+        inside = [Contender(f"{self.method} on states, inside a wording", self.method)]
+        groups = (
+            _judge(plain, asked, reads=_reads_of(asked, plain.num_blocks)),
+            _judge(plain, on_states, reads=every_layer(plain.num_blocks)),
+            _judge(wrapped, inside, reads=every_layer(plain.num_blocks)),
+        )
+        was_answered = self._answered(plain)
+        rows = tuple(_row(judged, was_answered) for group in groups for judged in group)
+        return StudyResult(
+            title="Prompting",
+            question="Does a model recognise unsafe prompts when it is asked, better or worse than "
+            "a detector on its states does, and does it answer what it recognises?",
+            columns=COLUMNS,
+            rows=rows,
+            plots=(_bars(rows),),
+            findings=_findings(rows, len(self.wordings), was_answered),
+        )
+
+    def _smaller(self, inputs: StudyInputs) -> StudyInputs:
+        """Return fewer prompts to judge, and the unsafe ones that are answered as a test set."""
+        tests = {name: spread_over(of, self.max_prompts) for name, of in inputs.tests.items()}
+        unsafe = [e for of in tests.values() for e in of if e.label == "unsafe"]
+        tests[ANSWERED] = spread_over(unsafe, self.max_replies)
+        by_label = [[e for e in inputs.val if e.label == label] for label in ("unsafe", "safe")]
+        val = [e for of in by_label for e in spread_over(of, self.max_prompts)]
+        return replace(inputs, val=val, tests={n: of for n, of in tests.items() if of})
+
+    def _answered(self, inputs: StudyInputs) -> Array:
+        """Return which of the unsafe prompts the bare model answers, [prompt]."""
+        examples = inputs.tests.get(ANSWERED, ())
+        if not examples or inputs.engine is None:
+            return np.zeros(0, bool)
+        inputs.report(f"answering {len(examples)} unsafe prompts")
+        given = replies(inputs.engine, examples, num_tokens=self.reply_tokens)
+        return np.array([not is_refusal(reply) for reply in given])
+
+
+def spread_over(examples: Sequence[Example], number: int) -> list[Example]:
+    """Return some examples at even distances, or all if there are no more.
+
+    >>> spread_over([], 3)
+    []
+    """
+    if len(examples) <= number:
+        return list(examples)
+    return [examples[row * len(examples) // number] for row in range(number)]
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """What one recogniser makes of the prompts."""
+
+    label: str
+    val_auroc: float | None
+    placing: Row
+    f1: float | None
+    """In distribution, where it says unsafe."""
+    recognised: Array
+    """Which of the unsafe prompts it says unsafe of, [prompt]."""
+
+
+def _judge(
+    inputs: StudyInputs, contenders: Sequence[Contender], *, reads: Sequence[Read]
+) -> list[_Judged]:
+    """Fit contenders and let them judge; asked, a model says unsafe at more than even odds.
+
+    A detector of states says so over its threshold for 1% of the safe validation prompts.
+    """
+    train = Pool.read(inputs, inputs.train, reads)
+    val = Pool.read(inputs, inputs.val, reads)
+    detectors: list[Detector] = []
+    for contender in contenders:
+        inputs.report(f"asking: {contender.label}")
+        detectors.append(train.fit(contender, seed=inputs.seeds[0]))
+    tests = score_tests(inputs, detectors, reads)
+    by_name = {scored.name: scored for scored in tests}
+    found = []
+    for number, (contender, detector) in enumerate(zip(contenders, detectors, strict=True)):
+        on_val = val.score(detector)
+        threshold = threshold_at(on_val[~val.unsafe])
+        says_unsafe = 0.0 if contender.method == "prompted" else threshold
+        of_sets = [scored for scored in tests if scored.name != ANSWERED]
+        inside = by_name[IN_DISTRIBUTION]
+        recognised: Array = np.zeros(0, bool)
+        if ANSWERED in by_name:
+            unsafe = by_name[ANSWERED].unsafe
+            recognised = by_name[ANSWERED].scores[number][unsafe] > says_unsafe
+        found.append(
+            _Judged(
+                contender.label,
+                auroc(on_val, val.unsafe),
+                placing(of_sets, number, threshold=threshold),
+                f1(inside.scores[number], inside.unsafe, threshold=says_unsafe),
+                recognised,
+            )
+        )
+    return found
+
+
+def _reads_of(contenders: Sequence[Contender], num_blocks: int) -> tuple[Read, ...]:
+    reads = (read for contender in contenders for read in contender.unfitted(num_blocks).reads)
+    return tuple(dict.fromkeys(reads))
+
+
+def _inside_wording(read: Reader, *, wording: int) -> Reader:
+    """Return a reader that reads a model's question about a chat in place of the chat."""
+    template = find(f"prompted:{wording}")
+
+    def reader(examples: Sequence[Example], reads: Sequence[Read]) -> Readings:
+        return read([replace(e, chat=template.wrapped(e.chat)) for e in examples], reads)
+
+    return reader
+
+
+def _row(judged: _Judged, was_answered: Array) -> Row:
+    recognised = judged.recognised
+    both = recognised & was_answered if len(was_answered) else None
+    num_answered = int(was_answered.sum())
+    return {
+        "recogniser": judged.label,
+        "val_auroc": judged.val_auroc,
+        **judged.placing,
+        "f1": judged.f1,
+        "recognised": int(recognised.sum()) if len(recognised) else None,
+        "answered": num_answered if len(was_answered) else None,
+        "recognised_and_answered": None if both is None else int(both.sum()),
+        "recognised_of_answered": float(both.sum() / num_answered)
+        if both is not None and num_answered
+        else None,
+    }
+
+
+def _bars(rows: Sequence[Row]) -> Plot:
+    names = tuple(str(row["recogniser"]) for row in rows)
+    columns = {
+        "test_auroc": "AUROC in distribution",
+        "outside_auroc": "AUROC, mean of outside sets",
+    }
+    series = [
+        Series(label, names, tuple(float(row[column] or 0) for row in rows))
+        for column, label in columns.items()
+        if any(row[column] is not None for row in rows)
+    ]
+    return Plot("auroc", "Asked, and read from states", "", "AUROC", tuple(series), kind="bar")
+
+
+def _findings(rows: Sequence[Row], num_wordings: int, was_answered: Array) -> tuple[str, ...]:
+    """Say what wordings and detectors reach; the best wording is the one that validation takes."""
+    asked, on_states = rows[:num_wordings], rows[num_wordings:]
+    values = [float(row["test_auroc"] or 0) for row in asked]
+    chosen = max(asked, key=lambda row: float(row["val_auroc"] or 0))
+    findings = [
+        f"Asked in {num_wordings} wordings: AUROC in distribution from {min(values):.4f} to "
+        f"{max(values):.4f}, mean {np.mean(values):.4f}; {chosen['recogniser']}, which validation "
+        f"takes, {float(chosen['test_auroc'] or 0):.4f}.",
+        *(f"{row['recogniser']}: {float(row['test_auroc'] or 0):.4f}." for row in on_states),
+    ]
+    if len(was_answered):
+        findings.append(
+            f"The bare model answers {int(was_answered.sum())} of {len(was_answered)} unsafe "
+            "prompts; recognised of those that it answers: "
+            + ", ".join(
+                f"{row['recogniser']} {row['recognised_and_answered']}"
+                for row in (chosen, *on_states)
+            )
+            + "."
+        )
+    return tuple(findings)

@@ -1,0 +1,111 @@
+"""Scores whole replies as they would be scored while they are decoded, a token after another.
+
+A detector that reads the mean over a reply's tokens must know the mean of a few as well as that of
+all: single tokens scatter far more. It learns from the beginnings of replies, too.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from demur.core.errors import ConfigError
+from demur.core.protocols import Detector, Stream, StreamingDetector, Targets
+from demur.core.readings import Array, Readings
+from demur.core.reads import CaptureSpec, by_token
+
+ROWS_TOGETHER = 64
+"""Replies that are scored side by side; those of like length, since short ones leave."""
+
+BEGINNINGS = (1, 4, 16, 64)
+"""Numbers of tokens after which a reply is learnt from, beside the whole of it."""
+
+
+def with_beginnings(read: CaptureSpec, parts: Stream, targets: Targets) -> tuple[Readings, Targets]:
+    """Return the readings and targets of replies and of their beginnings, each a row of its own.
+
+    Args:
+        read: The mean over a reply's tokens.
+        parts: That hold the read `by_token`; they are gone through once.
+        targets: Of the replies; a beginning has those of its reply.
+    """
+    (each_token,) = by_token([read])
+    means: list[Array] = []
+    of_rows: list[int] = []
+    for rows, readings in parts:
+        for row, states in zip(rows.tolist(), readings.ragged(each_token), strict=True):
+            length = states.shape[1]
+            for num_tokens in sorted({min(number, length) for number in (*BEGINNINGS, length)}):
+                means.append(states[:, :num_tokens].mean(1, dtype=np.float64).astype(np.float32))
+                of_rows.append(row)
+    return Readings({read: np.stack(means)}), targets.take(np.array(of_rows))
+
+
+def streamed_scores(detector: StreamingDetector, readings: Readings) -> list[Array]:
+    """Return the scores [token] of each reply: after its first token, its second, and so on.
+
+    Args:
+        detector: Fitted.
+        readings: That hold the detector's read `by_token`.
+
+    Raises:
+        CapabilityError: They do not.
+        ConfigError: The detector reads something else than the states of a reply's tokens, or more.
+    """
+    replies = readings.ragged(token_read(detector))
+    scores = [np.empty(states.shape[1]) for states in replies]
+    longest_first = sorted(range(len(replies)), key=lambda row: -replies[row].shape[1])
+    for first in range(0, len(replies), ROWS_TOGETHER):
+        rows = longest_first[first : first + ROWS_TOGETHER]
+        _stream(detector, [replies[row] for row in rows], [scores[row] for row in rows])
+    return scores
+
+
+def highest_scores(detector: StreamingDetector, readings: Readings) -> Array:
+    """Return the highest score [reply] that each reply ever has.
+
+    A reply is stopped as soon as its score is at or over the threshold; so this is the score that
+    decides whether it ever is.
+    """
+    return np.array([scores.max() for scores in streamed_scores(detector, readings)])
+
+
+def require_streaming(detector: Detector) -> None:
+    """Refuse a detector that cannot score a reply while it grows.
+
+    Raises:
+        ConfigError: It cannot.
+    """
+    if not isinstance(detector, StreamingDetector):
+        raise ConfigError(
+            f"{type(detector).__name__} cannot score a reply while it grows: only a "
+            "StreamingDetector can watch replies"
+        )
+    token_read(detector)
+    detector.start(0)
+
+
+def token_read(detector: Detector) -> CaptureSpec:
+    """Return what a reply detector reads of each token.
+
+    Raises:
+        ConfigError: It reads something else, or more.
+    """
+    if len(detector.reads) != 1:
+        raise ConfigError(
+            f"{type(detector).__name__} reads {list(detector.reads)}: expected one capture, since "
+            "a reply is scored from the states of its newest token"
+        )
+    return by_token(detector.reads)[0]
+
+
+def _stream(detector: StreamingDetector, replies: Sequence[Array], scores: list[Array]) -> None:
+    """Fill in the scores of replies [layer, token, d_model], the longest first."""
+    lengths = np.array([states.shape[1] for states in replies])
+    state = detector.start(len(replies))
+    for token in range(lengths[0]):
+        num_rows = int((lengths > token).sum())
+        state = {name: array[:num_rows] for name, array in state.items()}
+        new = np.stack([states[:, token] for states in replies[:num_rows]])
+        state, of_rows = detector.update(state, new)
+        for row in range(num_rows):
+            scores[row][token] = of_rows[row]
