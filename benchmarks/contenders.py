@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from sklearn.metrics import roc_auc_score
 
+from benchmarks.build_pretrained import FPR
 from benchmarks.rows import Selection, SetCapturer
 from demur.core.artifacts import Calibration
 from demur.core.examples import targets_of
@@ -19,8 +20,6 @@ from demur.guard.calibration import calibrate
 from demur.workflows.evaluate_scores import Contender, FrozenThreshold
 from demur.workflows.suites import Suite
 
-FPR = 0.01
-"""The false-positive rate that every threshold is calibrated for, on validation prompts."""
 SINGLE_LAYER = 14
 """Of the single-layer logistic regression; chosen by `benchmarks.selection`."""
 TEXT_PENALTIES = (0.1, 1.0, 10.0, 100.0)

@@ -4,9 +4,9 @@
 non-commercial ones included. Each is compared with rivals that were fitted, chosen and calibrated
 on the same rows: TF-IDF, a MiniLM sentence embedding, last-layer LPM, MLPM and logistic regression
 on one layer; the controls are the prompt's length, shuffled scores and flagging everything. Every
-threshold is the one that calibration gives for 1% false positives on validation prompts. Only the
-columns named *realised 1%* use another: the one at which a detector flags 1% of the utility sets,
-for a comparison at equal false positives.
+threshold is the one that calibration gives for 2% false positives on validation prompts. One table
+uses another: the one at which a detector flags 1% of the utility sets, for a comparison at equal
+false positives.
 
     DEMUR_DATA=FOLDER python -m benchmarks.detection [--json]
 """
@@ -17,8 +17,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.build_pretrained import OUT, fit_selection, show_progress
-from benchmarks.contenders import FPR, Fitted, fit, rivals
+from benchmarks.build_pretrained import FPR, OUT, fit_selection, show_progress
+from benchmarks.contenders import Fitted, fit, rivals
 from benchmarks.detection_goals import goals
 from benchmarks.detection_report import report
 from benchmarks.machine import describe_machine
@@ -34,6 +34,8 @@ from demur.workflows.suites import Suite
 RESULTS = Path(__file__).parent / "results"
 NUM_DRAWS = 1000
 """Of the bootstrap."""
+REALISED = 0.01
+"""The share of the utility sets that all flag where they are compared at equal false positives."""
 
 
 def compare(
@@ -48,7 +50,7 @@ def compare(
     evaluation, _ = evaluate(suite, [model], contenders, num_draws=NUM_DRAWS)
     return {
         "evaluation": asdict(evaluation),
-        "realised": realised_recall(suite, contenders, fpr=FPR, num_draws=NUM_DRAWS),
+        "realised": realised_recall(suite, contenders, fpr=REALISED, num_draws=NUM_DRAWS),
         "goals": {of.name: goals(suite, of) for of in contenders},
         "rows": {"train": len(selection.train), "val": len(selection.val)},
     }

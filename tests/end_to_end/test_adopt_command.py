@@ -89,7 +89,7 @@ def test_the_same_model_on_other_traffic_is_to_be_recalibrated(
 def test_moved_weights_are_recalibrated_and_the_new_artifact_serves_the_variant(
     demur: CommandLine, workplace: Workplace, benign: Path, labelled: Path, tmp_path: Path
 ) -> None:
-    variant = retrained(workplace.model_path, tmp_path / "variant", noise=0.08)
+    variant = retrained(workplace.model_path, tmp_path / "variant", noise=0.15)
     out, checked = tmp_path / "adopted", tmp_path / "checked.jsonl"
     on_variant = ("--input", benign, "--model", variant, "--dtype", "float32", "-o", checked)
     refused = demur("check", *on_variant, "--detector", workplace.artifact_path)

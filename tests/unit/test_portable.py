@@ -25,9 +25,9 @@ for name in ("torch", "transformers", "sklearn", "scipy", "gguf", "accelerate"):
 import numpy as np
 from pathlib import Path
 from demur import portable
-folder, states_path = map(Path, sys.argv[1:])
+folder, *states_paths = map(Path, sys.argv[1:])
 detector = portable.load(folder)
-scores = detector.score([np.load(states_path)])
+scores = detector.score([np.load(path) for path in states_paths])
 print(json.dumps([scores.tolist(), detector.flagged(scores).tolist()]))
 """
 
@@ -38,15 +38,16 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "guard"
 
 
-def states_of(texts: list[str], spec: CaptureSpec) -> Array:
-    return read_texts(FakeEngine(), (spec,), texts).pooled(spec)
+def states_of(texts: list[str], reads: tuple[CaptureSpec, ...]) -> list[Array]:
+    readings = read_texts(FakeEngine(), reads, texts)
+    return [readings.pooled(spec) for spec in reads]
 
 
 def test_portable_scores_equal_those_of_the_guard(folder: Path) -> None:
     detector = portable.load(folder)
     guard = Guard.load(FakeEngine(), detectors=[folder])
     texts, unsafe = marked_texts(12)
-    scores = detector.score([states_of(texts, detector.reads[0])])
+    scores = detector.score(states_of(texts, detector.reads))
     verdicts = [guard.check(text)[0] for text in texts]
     assert scores.tolist() == [verdict.score for verdict in verdicts]
     np.testing.assert_allclose(
@@ -63,14 +64,15 @@ def test_a_portable_detector_loads_and_scores_without_torch_and_scikit_learn(
     folder: Path, tmp_path: Path
 ) -> None:
     detector = portable.load(folder)
-    states = states_of(marked_texts(12)[0], detector.reads[0])
-    np.save(tmp_path / "states.npy", states)
-    paths = [str(folder), str(tmp_path / "states.npy")]
-    command = [sys.executable, "-W", "error", "-c", SCORE, *paths]
+    states = states_of(marked_texts(12)[0], detector.reads)
+    paths = [tmp_path / f"states-{number}.npy" for number in range(len(states))]
+    for path, of_read in zip(paths, states, strict=True):
+        np.save(path, of_read)
+    command = [sys.executable, "-W", "error", "-c", SCORE, str(folder), *map(str, paths)]
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     assert finished.stderr == ""
     scores, flagged = json.loads(finished.stdout)
-    expected = detector.score([states])
+    expected = detector.score(states)
     assert scores == expected.tolist()
     assert flagged == detector.flagged(expected).tolist()
 
@@ -108,21 +110,21 @@ def test_probabilities_of_extreme_scores_do_not_overflow(folder: Path) -> None:
 
 
 def test_a_missing_array_of_states_is_refused(folder: Path) -> None:
-    with pytest.raises(DataError, match="got 0 arrays of states: expected 1"):
+    with pytest.raises(DataError, match="got 0 arrays of states: expected 2"):
         portable.load(folder).score([])
 
 
 def test_states_of_another_shape_are_refused(folder: Path) -> None:
     with pytest.raises(DataError, match="shape"):
-        portable.load(folder).score([np.zeros((2, 1, 16), np.float32)])
+        portable.load(folder).score([np.zeros((2, 1, 16), np.float32)] * 2)
 
 
 def test_states_that_are_not_finite_are_refused(folder: Path) -> None:
     detector = portable.load(folder)
-    states = states_of(["Hello there."], detector.reads[0])
-    states[0, 0, 0] = np.nan
+    states = states_of(["Hello there."], detector.reads)
+    states[1][0, 0, 0] = np.nan
     with pytest.raises(DataError, match="not finite"):
-        detector.score([states])
+        detector.score(states)
 
 
 def test_weights_that_are_not_finite_are_not_loaded(folder: Path) -> None:
@@ -135,9 +137,10 @@ def test_weights_that_are_not_finite_are_not_loaded(folder: Path) -> None:
 
 def test_float64_states_score_as_float32_ones(folder: Path) -> None:
     detector = portable.load(folder)
-    states = states_of(["Hello there."], detector.reads[0])
-    expected = detector.score([states])
-    np.testing.assert_array_equal(detector.score([states.astype(np.float64)]), expected)
+    states = states_of(["Hello there."], detector.reads)
+    expected = detector.score(states)
+    as_float64 = [of_read.astype(np.float64) for of_read in states]
+    np.testing.assert_array_equal(detector.score(as_float64), expected)
 
 
 def test_a_method_that_is_not_linear_is_refused(

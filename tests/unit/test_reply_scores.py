@@ -22,7 +22,6 @@ from demur.workflows.reply_scores import (
     require_streaming,
     streamed_scores,
     token_read,
-    with_beginnings,
 )
 from tests.guards import targets_of
 
@@ -225,18 +224,22 @@ def test_replies_are_calibrated_on_the_highest_score_that_they_ever_have() -> No
     assert fitted_.metrics["val_auroc"] > 0.99
 
 
-def test_replies_are_followed_by_token_where_their_mean_is_read() -> None:
+def test_validation_replies_are_followed_by_token_and_training_ones_are_pooled() -> None:
     examples, _ = planted(240, seed=1)
-    asked: list[Read] = []
+    asked: list[tuple[str, list[Read]]] = []
 
-    def follow(examples: Sequence[Example], reads: Sequence[Read]) -> Stream:
-        asked.extend(reads)
-        unsafe = [float(example.label == "unsafe") for example in examples]
-        states = tuple(np.full((1, 3, D_MODEL), label, np.float32) for label in unsafe)
-        return [(np.arange(len(examples)), Readings({reads[0]: states}))]
+    def unsafe(examples: Sequence[Example]) -> Array:
+        return np.array([example.label == "unsafe" for example in examples], np.float32)
 
     def capture(examples: Sequence[Example], reads: Sequence[Read]) -> Stream:
-        raise AssertionError("a mean over tokens is taken in passing")
+        asked.append(("kept", list(reads)))
+        means = np.repeat(unsafe(examples)[:, None, None], D_MODEL, axis=2)
+        return [(np.arange(len(examples)), Readings({reads[0]: means}))]
+
+    def follow(examples: Sequence[Example], reads: Sequence[Read]) -> Stream:
+        asked.append(("passing", list(reads)))
+        states = tuple(np.full((1, 3, D_MODEL), label) for label in unsafe(examples))
+        return [(np.arange(len(examples)), Readings({reads[0]: states}))]
 
     fit(
         Linear(MEAN_OF_ONE, watches="reply"),
@@ -248,28 +251,10 @@ def test_replies_are_followed_by_token_where_their_mean_is_read() -> None:
         calibrated_on="planted scores",
         seed=0,
     )
-    assert asked == 2 * [CaptureSpec((0,), positions="reply")]
-
-
-def test_a_mean_is_learnt_from_the_beginnings_of_replies_too() -> None:
-    states = replies([3, 1, 20])
-    targets = Targets(
-        np.array([True, False, True]), np.array(["a", "b", "c"]), np.array(["x", "y", "z"])
-    )
-    parts = [
-        (np.array([2]), Readings({EACH_TOKEN: states[2:]})),
-        (np.array([0, 1]), Readings({EACH_TOKEN: states[:2]})),
+    assert asked == [
+        ("kept", list(MEAN_OF_ONE)),
+        ("passing", [CaptureSpec((0,), positions="reply")]),
     ]
-    readings, of_beginnings = with_beginnings(MEAN[0], parts, targets)
-    expected = [
-        states[row][:, :length].mean(1)
-        for row, lengths in ((2, (1, 4, 16, 20)), (0, (1, 3)), (1, (1,)))
-        for length in lengths
-    ]
-    np.testing.assert_allclose(readings.pooled(MEAN[0]), np.stack(expected), rtol=1e-6)
-    assert of_beginnings.group.tolist() == ["c"] * 4 + ["a"] * 2 + ["b"]
-    assert of_beginnings.source.tolist() == ["z"] * 4 + ["x"] * 2 + ["y"]
-    assert of_beginnings.unsafe.tolist() == [True] * 6 + [False]
 
 
 MEAN_OF_ONE = of_reply(Linear.default_reads(4, layers=(0,)))

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import torch
 
-from demur.core.errors import CapabilityError, ConfigError, DataError, MissingPackageError
+from demur.core.errors import ConfigError, DataError, MissingPackageError
 from demur.core.examples import Example, Label
-from demur.core.protocols import Detector, Done, Engine, Request, Scored
+from demur.core.protocols import Detector, Done, Request, Scored
 from demur.core.readings import Readings
 from demur.core.readout import LinearReadout
 from demur.core.reads import CaptureSpec, Read
-from demur.core.types import Chat, Sampling
+from demur.core.types import Chat, Prompt, Sampling, Span
 from demur.datasets import dialogues
 from demur.detectors.linear import Linear
 from demur.engines.fake import FakeEngine
@@ -42,12 +42,18 @@ from demur.studies.robustness import COLUMNS, Robustness
 from tests.guards import fitted_linear, read_texts
 from tests.tiny import tiny
 
+AnyEngine = FakeEngine | TransformersEngine
+
 TEXT = "How do I write a good list of steps for somebody without money?"
 NUM_BLOCKS = 4
 HEAD = "head"
 ROBUSTNESS = Robustness(num_prompts=4, num_padded=2, lengths=(64, 1024))
 ATTACKS = Attacks(budgets=(1, 4), num_prompts=4, rivals=("tfidf", ONE_LAYER))
-LAST = CaptureSpec((1, -1))
+READS = (
+    CaptureSpec((1, -1)),
+    CaptureSpec((0, 2), "user", normalise="rms", pool="mean"),
+    CaptureSpec((0, 1), "user", site="mlp_out", pool="max"),
+)
 
 
 def generator() -> np.random.Generator:
@@ -67,15 +73,17 @@ def of_both(number: int, *, start: int) -> list[Example]:
 
 
 @cache
-def read_once(engine: Engine, reads: tuple[Read, ...], chat: Chat) -> Readings:
+def read_once(engine: AnyEngine, reads: tuple[Read, ...], chat: Chat) -> Readings:
     seen: list[Readings] = []
     request = Request("0", engine.render(chat), Sampling(max_tokens=0), reads, seen.append)
     assert [type(event) for event in engine.run([request])] == [Scored, Done]
     return seen[0]
 
 
-def read(engine: Engine, prompts: Sequence[Example], reads: Sequence[Read]) -> Readings:
-    return Readings.concatenate([read_once(engine, tuple(reads), of.chat) for of in prompts])
+def read(engine: AnyEngine, prompts: Sequence[Example], reads: Sequence[Read]) -> Readings:
+    return Readings.concatenate(
+        [read_once(engine, tuple(reads), prompt.chat) for prompt in prompts]
+    )
 
 
 def head_on(engine: FakeEngine) -> Judge:
@@ -86,7 +94,7 @@ def head_on(engine: FakeEngine) -> Judge:
     return Judge(HEAD, detector, float(scores.mean()))
 
 
-def inputs_on(engine: Engine, judge: Judge) -> StudyInputs:
+def inputs_on(engine: AnyEngine, judge: Judge) -> StudyInputs:
     return StudyInputs(
         read=partial(read, engine),
         num_blocks=NUM_BLOCKS,
@@ -401,11 +409,11 @@ def test_the_whole_budget_is_spent_on_the_rewrites_of_each_prompt(
 
 def test_nothing_evades_an_ensemble_that_does_not_evade_both_heads(attacks: StudyResult) -> None:
     for attack in dict.fromkeys(row["attack"] for row in attacks.rows):
-        both, *heads = (
-            cells(attacks, "evaded", attack=attack, detector=name)
+        both, head, words = (
+            np.array(cells(attacks, "evaded", attack=attack, detector=name))
             for name in (f"{HEAD} + tfidf", HEAD, "tfidf")
         )
-        assert all(np.array(both) <= np.minimum(*heads))
+        assert (both <= np.minimum(head, words)).all()
 
 
 def test_an_edit_by_itself_is_told_of_unsafe_and_safe_prompts(attacks: StudyResult) -> None:
@@ -435,9 +443,10 @@ def test_budgets_without_a_try_are_refused(budgets: tuple[int, ...], inputs: Stu
 # The suffix
 
 
-def readout(spec: CaptureSpec = LAST) -> LinearReadout:
-    weights = np.random.default_rng(3).standard_normal((len(spec.layers), 32)).astype(np.float32)
-    return LinearReadout({spec: weights}, bias=0.5)
+def readout() -> LinearReadout:
+    draw = np.random.default_rng(3)
+    weights = {spec: draw.standard_normal((2, 32)).astype(np.float32) for spec in READS}
+    return LinearReadout(weights, bias=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -455,8 +464,10 @@ def test_the_gradient_is_that_of_finite_differences() -> None:
     loaded = tiny("gpt2")  # of doubles all through: the norms of others compute in float32
     model = copy.deepcopy(loaded.model).double()
     exact = LoadedModel(model, loaded.tokenizer, find_parts(model), loaded.model_id)
-    objective = Objective(exact, readout(), answer_ids=[5, 9, 7], unit=2.0)
-    ids, places = torch.tensor([[3, 1, 4, 1, 5, 9, 2]]), slice(2, 5)
+    user = Span("user", 1, 5)
+    prompt = Prompt(Chat.from_text("any"), (3, 1, 4, 1, 5, 9, 2), (user,))
+    objective = Objective(exact, readout(), prompt=prompt, answer_ids=[5, 9, 7], unit=2.0)
+    ids, places = torch.tensor([prompt.token_ids]), slice(2, 5)
     gradient = objective.gradient(ids, places)
     embedding = model.get_input_embeddings()
     for place, token in ((0, 17), (1, 200), (2, 40)):
@@ -470,9 +481,9 @@ def test_the_gradient_is_that_of_finite_differences() -> None:
 def test_the_score_and_the_answer_are_those_of_a_plain_pass(loaded: LoadedModel) -> None:
     prompt = TransformersEngine(loaded).render(Chat.from_text(TEXT))
     answer = [70, 80, 90]
-    objective = Objective(loaded, readout(), answer_ids=answer, unit=1.0)
+    objective = Objective(loaded, readout(), prompt=prompt, answer_ids=answer, unit=1.0)
     score, likelihood = objective.measure(torch.tensor([prompt.token_ids]))
-    expected = readout().score(capture(loaded.parts, [prompt], [LAST]))
+    expected = readout().score(capture(loaded.parts, [prompt], READS))
     assert float(score) == pytest.approx(expected[0], rel=1e-4)
     with torch.inference_mode():
         logits = loaded.model(torch.tensor([[*prompt.token_ids, *answer]])).logits[0]
@@ -493,7 +504,7 @@ def test_a_suffix_is_text_that_gives_its_score_when_it_is_read_again(
 ) -> None:
     assert suffix.text.isascii()
     prompt = TransformersEngine(loaded).render(Chat.from_text("Tell me more" + suffix.text))
-    again = readout().score(capture(loaded.parts, [prompt], [LAST]))
+    again = readout().score(capture(loaded.parts, [prompt], READS))
     assert again[0] == pytest.approx(suffix.score[1], rel=1e-4)
 
 
@@ -501,16 +512,9 @@ def test_a_search_leaves_no_hook_behind(loaded: LoadedModel, suffix: Suffix) -> 
     assert not any(module._forward_hooks for module in loaded.model.modules())
 
 
-def test_states_that_are_not_of_the_last_token_are_refused(loaded: LoadedModel) -> None:
-    mean = CaptureSpec((1,), positions="user", pool="mean")
-    with pytest.raises(CapabilityError, match="last token"):
-        Objective(loaded, readout(mean), answer_ids=[1], unit=1.0)
-
-
 def attack_on(loaded: LoadedModel, *, threshold: float) -> StudyResult:
-    detector = Linear((LAST,)).load_state(
-        {"weights.0": readout().weights[LAST], "bias": np.ones(1)}
-    )
+    weights = {f"weights.{row}": readout().weights[spec] for row, spec in enumerate(READS)}
+    detector = Linear(READS).load_state({**weights, "bias": np.ones(1)})
     judge = Judge(HEAD, detector, threshold)
     study = Attacks(rivals=(), partners=(), budgets=(1,), num_prompts=1, suffix_steps=1)
     inputs = inputs_on(TransformersEngine(loaded), judge)

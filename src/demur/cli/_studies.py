@@ -1,5 +1,6 @@
 """What the commands that run studies share: prompts, readings from disk, and what is shown."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
@@ -13,7 +14,6 @@ import demur
 from demur.cli._session import capture_progress, stderr
 from demur.core.errors import ConfigError, DataError
 from demur.core.examples import Example
-from demur.core.protocols import whole
 from demur.core.readings import Readings
 from demur.core.reads import Read
 from demur.engines.transformers import TransformersEngine
@@ -21,6 +21,8 @@ from demur.guard.loading import load_detector
 from demur.studies._study import Judge, Study, StudyInputs, StudyResult
 from demur.studies._writing import write
 from demur.workflows.capture import Capturer
+from demur.workflows.machine import describe_machine
+from demur.workflows.study_reader import StudyReader
 from demur.workflows.study_sets import StudySets
 
 Data = Annotated[
@@ -68,7 +70,7 @@ class StudyRun:
     def inputs(self) -> StudyInputs:
         """Return what a study works on."""
         return StudyInputs(
-            read=partial(_read, Capturer(self.engine.loaded)),
+            read=partial(_read, StudyReader(Capturer(self.engine.loaded), self.sets.all)),
             num_blocks=len(self.engine.loaded.parts.blocks),
             train=self.sets.train,
             val=self.sets.val,
@@ -81,7 +83,7 @@ class StudyRun:
         )
 
     def about(self, parameters: Mapping[str, object]) -> dict[str, object]:
-        """Return what a result depends on."""
+        """Return what a result depends on, and the machine."""
         return {
             "demur": demur.__version__,
             "model": self.engine.model_id.as_dict(),
@@ -95,12 +97,15 @@ class StudyRun:
                 **{name: len(examples) for name, examples in self.sets.tests.items()},
             },
             "parameters": dict(parameters),
+            "machine": describe_machine(),
         }
 
     def run(self, study: Study, out: Path, *, parameters: Mapping[str, object]) -> StudyResult:
         """Run a study, write its folder and print what it found."""
+        started = time.perf_counter()
         result = study.run(self.inputs())
-        write(result, out, about=self.about(parameters))
+        seconds = round(time.perf_counter() - started, 1)
+        write(result, out, about={**self.about(parameters), "seconds": seconds})
         print(f"{result.title}: {result.question}")
         for finding in result.findings:
             print(f"- {finding}")
@@ -145,10 +150,9 @@ def parameters_of(study: Study) -> dict[str, object]:
     return asdict(study)  # type: ignore[call-overload,no-any-return]  # studies are dataclasses
 
 
-def _read(capturer: Capturer, examples: Sequence[Example], reads: Sequence[Read]) -> Readings:
+def _read(reader: StudyReader, examples: Sequence[Example], reads: Sequence[Read]) -> Readings:
     with capture_progress() as report:
-        chats = [example.chat for example in examples]
-        return whole(capturer.parts(chats, reads, report=report))
+        return reader.read(examples, reads, report=report)
 
 
 def _fits(engine: TransformersEngine, example: Example) -> bool:
@@ -161,4 +165,4 @@ def _fits(engine: TransformersEngine, example: Example) -> bool:
 
 
 def _count(sets: StudySets) -> int:
-    return len(sets.train) + len(sets.val) + sum(map(len, sets.tests.values()))
+    return sum(map(len, sets.all))

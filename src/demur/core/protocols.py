@@ -153,11 +153,6 @@ class Targets:
         """Return the number of prompts."""
         return len(self.unsafe)
 
-    def take(self, rows: Array) -> Self:
-        """Return what is known of some prompts, in the order asked for."""
-        category = None if self.category is None else self.category[rows]
-        return type(self)(self.unsafe[rows], self.group[rows], self.source[rows], category)
-
 
 @dataclass
 class Detector(ABC):

@@ -7,7 +7,7 @@ absolute in the unpadded prompt, so that padding never matters.
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeGuard, get_args
 
 from demur.core.errors import ConfigError
 
@@ -127,7 +127,8 @@ def of_reply(reads: Iterable[Read]) -> tuple[CaptureSpec, ...]:
     """Return reads of a prompt's tokens as reads of its reply's.
 
     What is read of a prompt at its last token alone is the mean over the reply's tokens: a reply is
-    judged after each of them, and the last one of the text so far can be any word.
+    judged after each of them, and the last one of the text so far can be any word. A mean over the
+    user's tokens that is read of the same layers beside it would be the same once more: it goes.
 
     Raises:
         ConfigError: A read is no capture, or its positions are numbers.
@@ -135,7 +136,17 @@ def of_reply(reads: Iterable[Read]) -> tuple[CaptureSpec, ...]:
     >>> of_reply([CaptureSpec((4,), positions="all")])
     (CaptureSpec(layers=(4,), positions='reply', site='block_out', normalise='none', pool='none'),)
     """
-    return tuple(_of_reply(read) for read in reads)
+    every = tuple(reads)
+    at_last = {read.layers for read in every if _is_capture_at(read, "last")}
+    return tuple(
+        _of_reply(read)
+        for read in every
+        if not (_is_capture_at(read, "user") and read.pool == "mean" and read.layers in at_last)
+    )
+
+
+def _is_capture_at(read: Read, positions: str) -> TypeGuard[CaptureSpec]:
+    return isinstance(read, CaptureSpec) and read.positions == positions
 
 
 def _of_reply(read: Read) -> CaptureSpec:

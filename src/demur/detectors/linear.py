@@ -9,7 +9,8 @@ Paper: Maybe I Should Not Answer That, but... (2025), arXiv 2502.16174 v1: a lig
 detector on the hidden state of the last prompt token, which routes a request.
 
 Differs: logistic regression in place of the paper's MLP and Transformer detectors; several layers
-are read, rather than the last one; the penalty is strong on purpose.
+are read, rather than the last one, at the last token and as the mean over the user's tokens; the
+penalty is strong on purpose. All three were chosen by holding out whole training sources.
 """
 
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ class Linear(LinearDetector):
         reads: Pooled captures; their states are joined.
     """
 
-    c: float = 3e-4
+    c: float = 1e-3
     """Inverse strength of the L2 penalty, as scikit-learn's `C`, over 0. Small on purpose."""
     balance: Balance = "sources"
     """What weighs the same: the sources of each label, the two labels, or every prompt."""
@@ -55,8 +56,12 @@ class Linear(LinearDetector):
     def default_reads(
         cls, num_blocks: int, *, layers: tuple[int, ...] | None = None
     ) -> tuple[CaptureSpec, ...]:
-        """Return the last token at ten layers from a third of the depth on, or at `layers`."""
-        return (CaptureSpec(layers or spread_layers(num_blocks, start=1 / 3, count=10)),)
+        """Return the last token and the mean over the user's tokens, at ten layers or `layers`.
+
+        The ten are spread over the model from a third of its depth on.
+        """
+        chosen = layers or spread_layers(num_blocks, start=1 / 3, count=10)
+        return (CaptureSpec(chosen), CaptureSpec(chosen, "user", normalise="rms", pool="mean"))
 
     def fit(self, readings: Readings, targets: Targets, *, seed: int) -> Self:
         """Fit to labelled prompts and return self; `seed` changes nothing, the problem is convex.

@@ -46,12 +46,35 @@ def every_layer(num_blocks: int) -> tuple[Read, ...]:
     return (CaptureSpec(tuple(range(num_blocks))), Texts())
 
 
+def user_mean(layers: tuple[int, ...]) -> CaptureSpec:
+    """Return the read of the mean over the tokens of the last user turn."""
+    return CaptureSpec(layers, positions="user", normalise="rms", pool="mean")
+
+
 def users_tokens(layers: tuple[int, ...]) -> CaptureSpec:
     """Return the read of all user tokens, from which their mean and maximum are cut.
 
     Each state is divided by its root mean square, so that no token outweighs the others.
     """
     return CaptureSpec(layers, positions="users", normalise="rms")
+
+
+def needed(contenders: Sequence[Contender], num_blocks: int) -> tuple[Read, ...]:
+    """Return what to read so that the reads of all detectors can be cut from it.
+
+    What is pooled is read at every layer, as other studies read it, or cut from the single tokens
+    where a detector asks for these.
+    """
+    own = [read for contender in contenders for read in contender.unfitted(num_blocks).reads]
+    found: dict[Read, None] = {}
+    for read in own:
+        if not isinstance(read, CaptureSpec) or not read.is_pooled or read.site == "final_norm":
+            found[read] = None
+        elif read.positions != "last" and replace(read, pool="none") in own:
+            continue
+        else:
+            found[replace(read, layers=tuple(range(num_blocks)))] = None
+    return tuple(found)
 
 
 def narrowed(readings: Readings, reads: Sequence[Read], *, num_blocks: int) -> Readings:

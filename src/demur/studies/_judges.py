@@ -13,8 +13,8 @@ import numpy as np
 from demur.core.errors import ConfigError, DataError, MissingPackageError
 from demur.core.examples import Example
 from demur.core.readings import Array
-from demur.core.reads import CaptureSpec, Read, Texts, middle_layer
-from demur.studies._contenders import Contender, Pool, every_layer
+from demur.core.reads import CaptureSpec, Read, middle_layer
+from demur.studies._contenders import Contender, Pool, every_layer, narrowed, user_mean
 from demur.studies._measures import threshold_at
 from demur.studies._study import Judge, StudyInputs
 
@@ -69,19 +69,16 @@ class Panel:
         """The judges, then the ensembles."""
         return (*(judge.name for judge in self.judges), *map(_ensemble, self.pairs))
 
-    @property
-    def reads(self) -> tuple[Read, ...]:
-        """What all judges read."""
-        return tuple(dict.fromkeys(read for j in self.judges for read in j.detector.reads))
-
     def margins(self, inputs: StudyInputs, examples: Sequence[Example]) -> dict[str, Array]:
         """Read prompts once, and return the margins [prompt] by name, float64."""
-        readings = inputs.read(examples, self.reads)
-        found = {
-            judge.name: (judge.detector.decision_function(readings) - judge.threshold)
-            / judge.spread
-            for judge in self.judges
-        }
+        reads = [read for judge in self.judges for read in judge.detector.reads]
+        readings = inputs.read(examples, _merged(reads, inputs.num_blocks))
+        found: dict[str, Array] = {}
+        for judge in self.judges:
+            detector = judge.detector
+            own = narrowed(readings, detector.reads, num_blocks=inputs.num_blocks)
+            scores = detector.decision_function(own)
+            found[judge.name] = (scores - judge.threshold) / judge.spread
         for pair in self.pairs:
             found[_ensemble(pair)] = np.maximum(found[pair[0]], found[pair[1]])
         return found
@@ -150,15 +147,31 @@ class _Pools:
 
 
 def _shared(reads: Sequence[Read], num_blocks: int) -> tuple[Read, ...]:
-    """Return reads that cover some, if possible those that other studies have read already."""
-    if set(reads) == {Texts()}:
-        return (Texts(),)
-    last = CaptureSpec((0,))
+    """Return reads from which some can be cut, where possible those that other studies take."""
+    wide = (*every_layer(num_blocks), user_mean(tuple(range(num_blocks))))
+    found = (next((of for of in wide if _covers(of, read)), read) for read in reads)
+    return tuple(dict.fromkeys(found))
+
+
+def _covers(wide: Read, read: Read) -> bool:
+    """Tell whether a read of every layer is another one but for the layers."""
+    if isinstance(wide, CaptureSpec) and isinstance(read, CaptureSpec):
+        return replace(wide, layers=read.layers) == read
+    return wide == read
+
+
+def _merged(reads: Sequence[Read], num_blocks: int) -> tuple[Read, ...]:
+    """Return reads in which pooled ones of one kind are one, of all layers that any of them has."""
+    layers: dict[CaptureSpec, set[int]] = {}
+    others: list[Read] = []
     for read in reads:
-        is_last = isinstance(read, CaptureSpec) and replace(read, layers=last.layers) == last
-        if not is_last and read != Texts():
-            return tuple(reads)
-    return every_layer(num_blocks)
+        if isinstance(read, CaptureSpec) and read.is_pooled and read.site != "final_norm":
+            kind = replace(read, layers=(0,))
+            layers.setdefault(kind, set()).update(layer % num_blocks for layer in read.layers)
+        else:
+            others.append(read)
+    merged = [replace(kind, layers=tuple(sorted(of_kind))) for kind, of_kind in layers.items()]
+    return (*merged, *dict.fromkeys(others))
 
 
 def _fitted(

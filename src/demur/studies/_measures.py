@@ -78,12 +78,12 @@ class Difference:
 
     @property
     def is_higher(self) -> bool:
-        """True if ours are higher by more than two standard errors, or at all with a single pair."""
+        """True if ours are higher by more than two standard errors, or at all of one pair."""
         return self.mean > 2 * (self.error or 0.0)
 
     @property
     def is_lower(self) -> bool:
-        """True if ours are lower by more than two standard errors, or at all with a single pair."""
+        """True if ours are lower by more than two standard errors, or at all of one pair."""
         return -self.mean > 2 * (self.error or 0.0)
 
     def __str__(self) -> str:

@@ -13,9 +13,9 @@ candidates; a step that lowers nothing is not taken; only printable ASCII tokens
 the tokenizer splits the same way again.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -23,11 +23,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from demur.core.errors import CapabilityError
 from demur.core.readout import LinearReadout
 from demur.core.reads import CaptureSpec
 from demur.core.types import Prompt
 from demur.modeling.blocks import Parts
+from demur.modeling.capture import positions_of
 from demur.modeling.load import LoadedModel
 
 
@@ -45,26 +45,26 @@ class Suffix:
 
 
 class Objective:
-    """The detector's score and the answer's likelihood of prompts of one length.
+    """The detector's score and the answer's likelihood of prompts that differ in a few tokens.
 
     Args:
         loaded: The model; its weights get no gradient.
-        readout: The detector's; it reads last tokens.
+        readout: The detector's.
+        prompt: Says where the user's tokens are, those that differ included.
         answer_ids: Tokens of the answer's beginning.
         unit: Of the score: what is added is score / unit.
-
-    Raises:
-        CapabilityError: The read-out reads something else than last tokens as they are.
     """
 
     def __init__(
-        self, loaded: LoadedModel, readout: LinearReadout, *, answer_ids: Sequence[int], unit: float
+        self,
+        loaded: LoadedModel,
+        readout: LinearReadout,
+        *,
+        prompt: Prompt,
+        answer_ids: Sequence[int],
+        unit: float,
     ) -> None:
-        for spec in readout.weights:
-            if spec.positions != "last" or spec.normalise != "none":
-                raise CapabilityError(
-                    f"a suffix is searched against states of the last token, got {spec}"
-                )
+        self._positions = {spec: list(positions_of(prompt, spec)) for spec in readout.weights}
         self._model, self._parts = loaded.model, loaded.parts
         self._embed: nn.Module = loaded.model.get_input_embeddings()
         self._readout, self._unit = readout, unit
@@ -105,15 +105,14 @@ class Objective:
     def _of_embeddings(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
         answer = self._embed(self._answer).expand(len(embeddings), -1, -1)
         inputs = torch.cat([embeddings, answer.to(embeddings.dtype)], dim=1)
-        last = embeddings.shape[1] - 1
-        with _last_states(self._parts, tuple(self._readout.weights), last) as states:
+        with _pooled_states(self._parts, self._positions) as states:
             output = self._model(
                 inputs_embeds=inputs, use_cache=False, logits_to_keep=len(self._answer) + 1
             )
         score = torch.full((len(embeddings),), self._readout.bias, device=embeddings.device)
         for (spec, index), state in states.items():
             weights = torch.from_numpy(self._readout.weights[spec][index]).to(state)
-            score = score + (state @ weights).to(torch.promote_types(state.dtype, torch.float32))
+            score = score + state @ weights
         logits = output.logits[:, -len(self._answer) - 1 : -1]  # [prompt, answer token, vocabulary]
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         of_tokens = logits.log_softmax(-1)[:, torch.arange(len(self._answer)), self._answer]
@@ -121,10 +120,10 @@ class Objective:
 
 
 @contextmanager
-def _last_states(
-    parts: Parts, specs: Sequence[CaptureSpec], position: int
+def _pooled_states(
+    parts: Parts, positions: Mapping[CaptureSpec, list[int]]
 ) -> Iterator[dict[tuple[CaptureSpec, int], Tensor]]:
-    """Collect states [prompt, d_model] at a position, by read and place among its layers.
+    """Collect states [prompt, d_model] of reads, by read and place among its layers.
 
     They keep their gradients; hooks are always removed.
     """
@@ -132,11 +131,11 @@ def _last_states(
 
     def keep(key: tuple[CaptureSpec, int], output: Any) -> None:
         states = output if isinstance(output, Tensor) else output[0]
-        found[key] = states[:, position]
+        found[key] = _pooled(states[:, positions[key[0]]], key[0])
 
     handles = []
     try:
-        for spec in specs:
+        for spec in positions:
             for index, layer in enumerate(spec.layers):
                 module, key = parts.module(layer, spec.site), (spec, index)
                 handles.append(
@@ -148,6 +147,34 @@ def _last_states(
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _pooled(states: Tensor, spec: CaptureSpec) -> Tensor:
+    """Return states [prompt, position, d_model] normalised and pooled to [prompt, d_model]."""
+    states = states.to(torch.promote_types(states.dtype, torch.float32))
+    if spec.normalise == "rms":
+        states = states * torch.rsqrt(states.square().mean(-1, keepdim=True) + 1e-12)
+    return states.amax(1) if spec.pool == "max" else states.mean(1)
+
+
+def with_suffix(prompt: Prompt, suffix: Sequence[int]) -> Prompt:
+    """Return a prompt with more tokens at the end of its last user turn.
+
+    Args:
+        prompt: As the model reads it.
+        suffix: Token ids.
+    """
+    at, number = prompt.spans_of("user")[-1].stop, len(suffix)
+    spans = tuple(
+        replace(
+            span,
+            start=span.start + (number if span.start >= at else 0),
+            stop=span.stop + (number if span.stop >= at else 0),
+        )
+        for span in prompt.spans
+    )
+    ids = (*prompt.token_ids[:at], *suffix, *prompt.token_ids[at:])
+    return replace(prompt, token_ids=ids, spans=spans)
 
 
 @dataclass(frozen=True)
@@ -177,14 +204,20 @@ class SuffixSearch:
             seed: Of the draws.
         """
         generator = np.random.default_rng(seed)
-        objective = self._objective
-        start = prompt.spans_of("user")[-1].stop
-        places = slice(start, start + self.num_tokens)
-        ids = torch.tensor(
-            [[*prompt.token_ids[:start], *self._first, *prompt.token_ids[start:]]],
-            device=self.loaded.device,
+        attacked = with_suffix(prompt, self._first)
+        stop = attacked.spans_of("user")[-1].stop
+        places = slice(stop - self.num_tokens, stop)
+        ids = torch.tensor([attacked.token_ids], device=self.loaded.device)
+        objective = Objective(
+            self.loaded,
+            self.readout,
+            prompt=attacked,
+            answer_ids=self._encoded(self.answer),
+            unit=self.unit,
         )
-        before = self._measured(ids)
+        with torch.inference_mode():
+            score, answer = objective.measure(ids)
+        before = (float(score), float(answer))
         best, values = before, [self._value(before)]
         for _ in range(self.num_steps):
             tried = self._candidates(ids, places, objective.gradient(ids, places), generator)
@@ -204,15 +237,9 @@ class SuffixSearch:
         )
 
     @cached_property
-    def _objective(self) -> Objective:
-        answer = self.loaded.tokenizer(self.answer, add_special_tokens=False)["input_ids"]
-        return Objective(self.loaded, self.readout, answer_ids=answer, unit=self.unit)
-
-    @cached_property
     def _first(self) -> list[int]:
         """The suffix to start from: exclamation marks."""
-        marks = self.loaded.tokenizer(" !" * self.num_tokens, add_special_tokens=False)
-        return list(marks["input_ids"][: self.num_tokens])
+        return self._encoded(" !" * self.num_tokens)[: self.num_tokens]
 
     @cached_property
     def _is_barred(self) -> Tensor:
@@ -246,16 +273,13 @@ class SuffixSearch:
 
     def _survives(self, suffix: list[int]) -> bool:
         """Tell whether the tokenizer splits a suffix's text in the same way again."""
-        again = self.loaded.tokenizer(self._text(suffix), add_special_tokens=False)["input_ids"]
-        return bool(again == suffix)
+        return self._encoded(self._text(suffix)) == suffix
 
     def _text(self, suffix: list[int]) -> str:
         return str(self.loaded.tokenizer.decode(suffix))
 
-    def _measured(self, ids: Tensor) -> tuple[float, float]:
-        with torch.inference_mode():
-            score, answer = self._objective.measure(ids)
-        return float(score), float(answer)
+    def _encoded(self, text: str) -> list[int]:
+        return list(self.loaded.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _value(self, measured: tuple[float, float]) -> float:
         return measured[0] / self.unit - measured[1]

@@ -370,9 +370,9 @@ def _on_suffixes(found: Sequence[Suffix], name: str) -> str:
         for part in ("score", "answer")
     )
     return (
-        f"Suffixes for {len(found)} flagged prompts move the mean score of {name} from {score[0]:.2f} to "
-        f"{score[1]:.2f}, and the mean log-likelihood of a token of the answer's beginning from "
-        f"{answer[0]:.2f} to {answer[1]:.2f}."
+        f"Suffixes for {len(found)} flagged prompts move the mean score of {name} from "
+        f"{score[0]:.2f} to {score[1]:.2f}, and the mean log-likelihood of a token of the "
+        f"answer's beginning from {answer[0]:.2f} to {answer[1]:.2f}."
     )
 
 

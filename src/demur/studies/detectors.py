@@ -3,7 +3,7 @@
 Each kind of detector is fitted to one layer's states, once a seed: at the last token, and on all
 tokens of the user's. Both are done for prompts as they are and for prompts inside a question that
 asks the model whether they are unsafe; beside them stands the model's own answer to it. Which layer
-is best is the question of `layers`, and whether the model answers what it recognises of `prompting`.
+is best is the question of `layers`; whether the model answers what it recognises, of `prompting`.
 
 Paper: Maybe I Should Not Answer That, but... (2025), arXiv 2502.16174 v1, the study of detectors.
 
@@ -14,8 +14,8 @@ instead of one; a draw of the training prompts a seed.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from demur.core.reads import CaptureSpec, OwnPass, Read, middle_layer
-from demur.studies._contenders import Contender, every_layer, users_tokens
+from demur.core.reads import CaptureSpec, middle_layer
+from demur.studies._contenders import Contender, needed, users_tokens
 from demur.studies._measures import claim
 from demur.studies._repeats import COLUMNS as MEASURES
 from demur.studies._repeats import SHARE, Repeated, best_of, judged_by, repeat
@@ -77,7 +77,11 @@ class Detectors:
         tokens = users_tokens(middle)
         averaged = replace(tokens, pool="mean")
         at_last = [
-            _Kind(Contender(f"{method}, last token", method, layers), LAST, layers[0])
+            _Kind(
+                Contender(f"{method}, last token", method, reads=(CaptureSpec(layers),)),
+                LAST,
+                layers[0],
+            )
             for layers in dict.fromkeys((middle, last))
             for method in ("linear", "mlp")
         ]
@@ -94,7 +98,7 @@ class Detectors:
     ) -> list["_Judged"]:
         inputs.report(f"prompts {prompt}")
         contenders = [kind.contender for kind in kinds]
-        reads = _needed(contenders, inputs.num_blocks)
+        reads = needed(contenders, inputs.num_blocks)
         found = repeat(inputs, contenders, reads, share=self.share)
         return [_Judged(kind, prompt, of) for kind, of in zip(kinds, found, strict=True)]
 
@@ -128,20 +132,6 @@ class _Judged:
             "draws": len(self.repeated.of_seeds),
             **self.repeated.cells(),
         }
-
-
-def _needed(contenders: Sequence[Contender], num_blocks: int) -> tuple[Read, ...]:
-    """Return the reads that all detectors' own are cut from: those of other studies, and tokens."""
-    found: dict[Read, None] = {}
-    for contender in contenders:
-        for read in contender.unfitted(num_blocks).reads:
-            if isinstance(read, OwnPass):
-                found[read] = None
-            elif isinstance(read, CaptureSpec) and read.positions != "last":
-                found[replace(read, pool="none")] = None
-            else:
-                found |= dict.fromkeys(every_layer(num_blocks))
-    return tuple(found)
 
 
 def _findings(found: Sequence[_Judged]) -> tuple[str, ...]:

@@ -1,11 +1,12 @@
 """Layers: which one tells unsafe prompts from safe ones best, and whether validation finds it.
 
-A detector is fitted to the last token's state at each layer by itself. The layer is chosen on
-validation prompts, and once more on sources held out of the fit; both choices are compared with the
-last layer, which the papers take by default, and with the layer that hindsight would take.
+A detector is fitted to the last token's state at each layer by itself, once a seed. The layer is
+chosen on validation prompts, and once more on sources held out of the fit; both choices are
+compared with the last layer, which the papers take by default, and with the layer that hindsight
+would take.
 
 Paper: Training-Free LLM Moderation via Latent Prototypes (2025), arXiv 2502.16174 v2, the layer
-study.
+study; Maybe I Should Not Answer That, but... (2025), v1, which finds later layers alike.
 
 Differs: the paper picks the best layer on its test sets; the last block's state is read before the
 final norm.
@@ -17,24 +18,21 @@ from dataclasses import dataclass
 import numpy as np
 
 from demur.core.readings import Array
+from demur.core.reads import CaptureSpec
 from demur.metrics.auroc import auroc
-from demur.studies._contenders import (
-    PLACING,
-    Contender,
-    Pool,
-    every_layer,
-    folds_of_sources,
-    placing,
-    score_tests,
-)
-from demur.studies._measures import mean, threshold_at
+from demur.studies._contenders import Contender, Pool, folds_of_sources, needed
+from demur.studies._measures import claim, mean
+from demur.studies._repeats import COLUMNS as MEASURES
+from demur.studies._repeats import SHARE, Repeated, best_of, judged_by, repeat
 from demur.studies._study import Cell, Plot, Row, Series, StudyInputs, StudyResult, shown
 
 __all__ = ["Layers"]
 
 NEEDS = ("matplotlib",)
 
-COLUMNS = ("detector", "layer", "val_auroc", "held_out_auroc", *PLACING, "chosen")
+COLUMNS = ("detector", "layer", "draws", "held_out_auroc", *MEASURES, "chosen")
+ALIKE = 0.02
+"""AUROC by which the layers from half of the depth on may differ and still count as alike."""
 CHOICES = {"validation": "val_auroc", "held-out sources": "held_out_auroc"}
 """What a layer is chosen by, and the column that says how good it is there."""
 
@@ -47,35 +45,35 @@ class Layers:
     """Detectors that read one layer, by their public names."""
     num_folds: int = 3
     """Parts in which sources are held out, 2 or more."""
+    share: float = SHARE
+    """Of the training prompts of each label that one seed draws, over 0 to 1."""
 
     def run(self, inputs: StudyInputs) -> StudyResult:
         """Return one row a detector and layer."""
-        reads, seed = every_layer(inputs.num_blocks), inputs.seeds[0]
-        train = Pool.read(inputs, inputs.train, reads)
-        val = Pool.read(inputs, inputs.val, reads)
         contenders = [
-            Contender(f"{method}, layer {layer}", method, (layer,))
+            Contender(f"{method}, layer {layer}", method, reads=(CaptureSpec((layer,)),))
             for method in self.methods
             for layer in range(inputs.num_blocks)
         ]
-        inputs.report(f"fitting {len(contenders)} detectors")
-        detectors = [train.fit(contender, seed=seed) for contender in contenders]
-        on_val = [val.score(detector) for detector in detectors]
-        held_out = self._held_out(inputs, train, contenders)
-        tests = score_tests(inputs, detectors, reads)
-        rows: list[dict[str, Cell]] = []
-        for number, contender in enumerate(contenders):
-            row: dict[str, Cell] = {
-                "detector": contender.method,
+        reads = needed(contenders, inputs.num_blocks)
+        found = repeat(inputs, contenders, reads, share=self.share)
+        held_out = self._held_out(inputs, Pool.read(inputs, inputs.train, reads), contenders)
+        rows: list[dict[str, Cell]] = [
+            {
+                "detector": of.contender.method,
                 "layer": number % inputs.num_blocks,
-                "val_auroc": auroc(on_val[number], val.unsafe),
+                "draws": len(of.of_seeds),
                 "held_out_auroc": held_out[number],
+                **of.cells(),
+                "chosen": None,
             }
-            threshold = threshold_at(on_val[number][~val.unsafe])
-            rows.append({**row, **placing(tests, number, threshold=threshold), "chosen": None})
+            for number, of in enumerate(found)
+        ]
         findings = []
-        for method in self.methods:
-            findings += _compare([row for row in rows if row["detector"] == method])
+        for place, method in enumerate(self.methods):
+            those = slice(place * inputs.num_blocks, (place + 1) * inputs.num_blocks)
+            findings.append(_compare(rows[those]))
+            findings += _claims(method, found[those])
         return StudyResult(
             title="Layers",
             question="Which single layer separates unsafe from safe prompts best, and is it found "
@@ -112,7 +110,7 @@ def _parted(pool: Pool, is_left_out: Array) -> tuple[Pool, Pool]:
     return pool.take(np.flatnonzero(~is_left_out)), pool.take(np.flatnonzero(is_left_out))
 
 
-def _compare(rows: Sequence[dict[str, Cell]]) -> list[str]:
+def _compare(rows: Sequence[dict[str, Cell]]) -> str:
     """Mark the layers of one detector that are chosen, and say what the choice costs."""
     last, middle = rows[-1], rows[:-1] or rows
     judged_by = "test_auroc" if last["outside_auroc"] is None else "outside_auroc"
@@ -126,7 +124,35 @@ def _compare(rows: Sequence[dict[str, Cell]]) -> list[str]:
         gap = _number(best, judged_by) - _number(row, judged_by)
         words.append(f"chosen by {name} (layer {row['layer']}) {_both(row)}, gap {gap:.4f}")
     words.append(f"best in hindsight (layer {best['layer']}) {_both(best)}")
-    return [f"{last['detector']}, AUROC in distribution / outside: {'; '.join(words)}."]
+    return f"{last['detector']}, AUROC in distribution / outside: {'; '.join(words)}."
+
+
+def _claims(method: str, found: Sequence[Repeated]) -> list[str]:
+    """Say of one detector whether the papers' claims hold; a layer in the middle is chosen."""
+    if len(found) < 2:
+        return []
+    measure = judged_by(found)
+    later = [of.mean(measure) or 0.0 for of in found[len(found) // 2 :]]
+    chosen = best_of(found[:-1], "val_auroc")
+    gap = chosen.minus(found[-1], measure)
+    claims = [
+        claim(
+            f"v1: detectors on later layers do about the same ({method})",
+            holds=max(later) - min(later) <= ALIKE,
+            numbers=f"{measure} from half of the depth on is {min(later):.4f} to {max(later):.4f}; "
+            f"up to {ALIKE} apart counts as the same",
+        )
+    ]
+    if gap is not None:
+        claims.append(
+            claim(
+                f"v2: a layer in the middle is better than the last ({method})",
+                holds=gap.is_higher,
+                numbers=f"{chosen.contender.label}, which validation takes, is ahead by {gap} in "
+                f"{measure}",
+            )
+        )
+    return claims
 
 
 def _both(row: Row) -> str:

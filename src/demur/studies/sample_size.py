@@ -4,6 +4,9 @@ For each number of prompts a class and each seed one draw is made, and every det
 layers, is fitted on the very same prompts. Draws of one seed are nested: a larger one holds the
 smaller ones.
 
+Few prompts call for few parameters: beside the papers' detectors stand some that read more of the
+prompt, and weigh less of it.
+
 Paper: Training-Free LLM Moderation via Latent Prototypes (2025) and Efficient LLM Moderation with
 Multi-Layer Latent Prototypes (2026), arXiv 2502.16174 v2 and v3, the sample-size studies.
 
@@ -19,18 +22,20 @@ import numpy as np
 from demur.core.errors import ConfigError, DataError
 from demur.core.protocols import Detector
 from demur.core.readings import Array
-from demur.core.reads import middle_layer
+from demur.core.reads import CaptureSpec, middle_layer, spread_layers
 from demur.metrics.auroc import auroc
 from demur.metrics.f1 import f1
 from demur.studies._contenders import (
     Contender,
     Pool,
     Scored,
-    every_layer,
     in_distribution,
+    needed,
     outside,
     score_tests,
+    user_mean,
 )
+from demur.studies._few import LAST_LAYER, MULTI_LAYER, Measured, claims, over_last_layer
 from demur.studies._measures import best_f1_threshold, mean, spread
 from demur.studies._study import Cell, Plot, Row, Series, StudyInputs, StudyResult
 
@@ -54,15 +59,16 @@ class SampleSize:
     sizes: tuple[int, ...] = (10, 30, 100, 300, 1000, 3000, 6000)
     """Prompts a class, over 1; sizes that the training prompts cannot fill are left out."""
     methods: tuple[str, ...] = (
-        "LPM, last layer", "LPM, middle layer", "MLPM", "linear", "nearest_mean", "layer_vote",
-        "mlp", "tfidf",
+        "LPM, last layer", "LPM, middle layer", "MLPM", "linear, last token", "linear, user mean",
+        "linear, both", "nearest_mean", "nearest_mean, user mean", "layer_vote",
+        "layer_vote, both", "mlp", "tfidf",
     )  # fmt: skip
     """Which of the detectors are compared."""
 
     def run(self, inputs: StudyInputs) -> StudyResult:
         """Return one row a detector and size, with means and deviations over the seeds."""
         contenders = self._chosen(inputs.num_blocks)
-        reads = every_layer(inputs.num_blocks)
+        reads = needed(contenders, inputs.num_blocks)
         train = Pool.read(inputs, inputs.train, reads)
         val = Pool.read(inputs, inputs.val, reads)
         fitted: list[_Fitted] = []
@@ -77,10 +83,13 @@ class SampleSize:
                     except DataError as error:  # a method may need more prompts than these
                         failed.setdefault(f"{contender.label} on {size} a class", str(error))
                         continue
-                    threshold = best_f1_threshold(val.score(detector), val.unsafe)
-                    fitted.append(_Fitted(contender, size, detector, threshold))
+                    on_val = val.score(detector)
+                    threshold = best_f1_threshold(on_val, val.unsafe)
+                    val_auroc = auroc(on_val, val.unsafe)
+                    fitted.append(_Fitted(contender, size, seed, detector, threshold, val_auroc))
         tests = score_tests(inputs, [one.detector for one in fitted], reads)
-        rows = _rows(contenders, fitted, tests)
+        found = [_measured(one, tests, number) for number, one in enumerate(fitted)]
+        rows = _rows([contender.label for contender in contenders], found)
         return StudyResult(
             title="Sample size",
             question="How well does each detector do on few labelled prompts, and where does more "
@@ -90,6 +99,8 @@ class SampleSize:
             plots=tuple(_curve(rows, measure) for measure in ("f1", "auroc", "outside_auroc")),
             findings=(
                 *_winners(rows),
+                *over_last_layer(found),
+                *claims(found),
                 *(f"{what} could not be fitted: {why}." for what, why in failed.items()),
             ),
         )
@@ -113,20 +124,29 @@ class SampleSize:
 class _Fitted:
     contender: Contender
     size: int
+    seed: int
     detector: Detector
     threshold: float
     """Of the best F1 on validation prompts."""
+    val_auroc: float | None
 
 
 def contenders_for(num_blocks: int) -> tuple[Contender, ...]:
     """Return the detectors that this study knows, for a model of some depth."""
+    every, middle = tuple(range(num_blocks)), middle_layer(num_blocks)
+    some = spread_layers(num_blocks, start=1 / 3, count=10)
+    both = (CaptureSpec(every), user_mean(every))
     return (
-        Contender("LPM, last layer", "prototypes", (num_blocks - 1,)),
-        Contender("LPM, middle layer", "prototypes", middle_layer(num_blocks)),
-        Contender("MLPM", "layered_prototypes"),
-        Contender("linear", "linear"),
+        Contender(LAST_LAYER, "prototypes", (num_blocks - 1,)),
+        Contender("LPM, middle layer", "prototypes", middle),
+        Contender(MULTI_LAYER, "layered_prototypes"),
+        Contender("linear, last token", "linear", reads=(CaptureSpec(some),)),
+        Contender("linear, user mean", "linear", reads=(user_mean(some),)),
+        Contender("linear, both", "linear", reads=(CaptureSpec(some), user_mean(some))),
         Contender("nearest_mean", "nearest_mean"),
+        Contender("nearest_mean, user mean", "nearest_mean", reads=(user_mean(middle),)),
         Contender("layer_vote", "layer_vote", midpoint=0.5),
+        Contender("layer_vote, both", "layer_vote", reads=both, midpoint=0.5),
         Contender("mlp", "mlp"),
         Contender("tfidf", "tfidf"),
     )
@@ -145,30 +165,28 @@ def draw(unsafe: Array, *, size: int, seed: int) -> Array:
     return np.sort(np.concatenate(rows))
 
 
-def _rows(
-    contenders: Sequence[Contender], fitted: Sequence[_Fitted], tests: Sequence[Scored]
-) -> list[Row]:
+def _measured(one: _Fitted, tests: Sequence[Scored], number: int) -> Measured:
     inside, others = in_distribution(tests), outside(tests)
-    found: dict[tuple[str, int], dict[str, list[float]]] = {}
-    for number, one in enumerate(fitted):
-        scores = inside.scores[number]
-        values = {
-            "f1": f1(scores, inside.unsafe, threshold=one.threshold),
-            "f1_at_half": f1(scores, inside.unsafe, threshold=one.contender.midpoint),
-            "auroc": auroc(scores, inside.unsafe),
-            "outside_auroc": mean([auroc(of.scores[number], of.unsafe) for of in others]),
-        }
-        of_size = found.setdefault((one.contender.label, one.size), {name: [] for name in values})
-        for name, value in values.items():
-            of_size[name] += [] if value is None else [value]
+    scores = inside.scores[number]
+    values = {
+        "f1": f1(scores, inside.unsafe, threshold=one.threshold),
+        "f1_at_half": f1(scores, inside.unsafe, threshold=one.contender.midpoint),
+        "auroc": auroc(scores, inside.unsafe),
+        "outside_auroc": mean([auroc(of.scores[number], of.unsafe) for of in others]),
+        "val_auroc": one.val_auroc,
+    }
+    return Measured(one.contender.label, one.size, one.seed, values)
+
+
+def _rows(labels: Sequence[str], found: Sequence[Measured]) -> list[Row]:
     rows: list[Row] = []
-    for label in (contender.label for contender in contenders):
-        for (name, size), measured in found.items():
-            if name != label:
-                continue
+    for label in labels:
+        for size in dict.fromkeys(one.size for one in found if one.label == label):
+            those = [one for one in found if (one.label, one.size) == (label, size)]
             row: dict[str, Cell] = {"detector": label, "prompts_a_class": size}
-            row["draws"] = len(measured["f1"])
-            for measure, numbers in measured.items():
+            row["draws"] = len(those)
+            for measure in MEASURES:
+                numbers = [v for one in those if (v := one.values[measure]) is not None]
                 row[measure] = mean(numbers)
                 row[f"{measure}_sd"] = spread(numbers) if numbers else None
             rows.append(row)

@@ -15,7 +15,7 @@ from demur.core.protocols import Detector
 from demur.core.readings import Array, Readings
 from demur.core.reads import middle_layer
 from demur.metrics.auroc import auroc
-from demur.studies._contenders import Contender, Pool, every_layer, narrowed
+from demur.studies._contenders import Contender, Pool, narrowed, needed
 from demur.studies._measures import FPR, mean, threshold_at
 from demur.studies._study import Cell, HeatMap, Row, StudyInputs, StudyResult
 
@@ -43,7 +43,7 @@ class Transfer:
         contenders = [
             _contender(name, inputs.num_blocks) for name in (*self.methods, *self.controls)
         ]
-        reads = every_layer(inputs.num_blocks)
+        reads = needed(contenders, inputs.num_blocks)
         train = Pool.read(inputs, inputs.train, reads)
         val = Pool.read(inputs, inputs.val, reads)
         rows: list[Row] = []

@@ -26,7 +26,7 @@ from demur.core.protocols import (
     whole,
 )
 from demur.core.readings import Array
-from demur.core.reads import CaptureSpec, Read
+from demur.core.reads import Read
 from demur.guard import fingerprint
 from demur.guard.bounds import num_groups_needed
 from demur.guard.calibration import calibrate, supported_rates
@@ -35,7 +35,6 @@ from demur.workflows.reply_scores import (
     highest_scores,
     require_streaming,
     token_read,
-    with_beginnings,
 )
 
 FINGERPRINT_TOLERANCE = 0.25
@@ -110,16 +109,15 @@ def fit(
     """Fit a detector on `train`, and calibrate it on `val`.
 
     A detector that watches replies is calibrated on the highest score that each reply ever has:
-    of safe replies no more than the rate are ever stopped. One that reads a mean over tokens is
-    fitted on the beginnings of replies, too.
+    of safe replies no more than the rate are ever stopped.
 
     Args:
         detector: Unfitted.
         train: Labelled prompts, or prompts with labelled replies.
         val: Labelled prompts of other groups.
         capture: Returns the readings of prompts, in parts.
-        follow: Returns those of replies by token, where they are gone through once; None captures
-            them like all others.
+        follow: Returns those of validation replies by token, which are gone through once; None
+            captures them like all others.
         fpr: The default false-positive rate; all rates that `val` supports are calibrated.
         calibrated_on: What the benign prompts of `val` are, in words.
         seed: Of the fit.
@@ -132,12 +130,15 @@ def fit(
     if detector.watches == "reply":
         require_streaming(detector)
     require_fittable(train, val, fpr)
-    follow, val_targets = follow or capture, targets_of(val)
-    if detector.watches == "reply":
-        _fit_to_replies(detector, train, capture, follow, seed=seed)
-        val_parts = follow(val, [token_read(detector)])
+    targets, val_targets = targets_of(train), targets_of(val)
+    parts = capture(train, detector.reads)
+    if isinstance(detector, StreamedDetector):
+        detector.fit_stream(parts, targets, seed=seed)
     else:
-        _fit(detector, capture(train, detector.reads), targets_of(train), seed=seed)
+        detector.fit(whole(parts), targets, seed=seed)
+    if detector.watches == "reply":
+        val_parts = (follow or capture)(val, [token_read(detector)])
+    else:
         val_parts = capture(val, detector.reads)
     scores = scores_of(detector, val_parts, len(val))
     calibration = _calibrated(scores, val_targets, fpr, calibrated_on)
@@ -148,25 +149,6 @@ def fit(
         "val_fpr_at_default": float(flagged[~val_targets.unsafe].mean()),
     } | {f"val_{name}": value for name, value in detector.measured().items()}
     return Fitted(detector, calibration, scores, metrics)
-
-
-def _fit(detector: Detector, parts: Stream, targets: Targets, *, seed: int) -> None:
-    if isinstance(detector, StreamedDetector):
-        detector.fit_stream(parts, targets, seed=seed)
-    else:
-        detector.fit(whole(parts), targets, seed=seed)
-
-
-def _fit_to_replies(
-    detector: Detector, train: Sequence[Example], capture: Capture, follow: Capture, *, seed: int
-) -> None:
-    (read,), targets = detector.reads, targets_of(train)
-    if isinstance(read, CaptureSpec) and read.pool == "mean":
-        parts = follow(train, [token_read(detector)])
-        readings, targets = with_beginnings(read, parts, targets)
-        detector.fit(readings, targets, seed=seed)
-    else:
-        _fit(detector, capture(train, [read]), targets, seed=seed)
 
 
 def _calibrated(scores: Array, val: Targets, fpr: float, calibrated_on: str) -> Calibration:

@@ -1,43 +1,16 @@
-"""Scores whole replies as they would be scored while they are decoded, a token after another.
-
-A detector that reads the mean over a reply's tokens must know the mean of a few as well as that of
-all: single tokens scatter far more. It learns from the beginnings of replies, too.
-"""
+"""Scores whole replies as they would be scored while they are decoded, a token after another."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
 from demur.core.errors import ConfigError
-from demur.core.protocols import Detector, Stream, StreamingDetector, Targets
+from demur.core.protocols import Detector, StreamingDetector
 from demur.core.readings import Array, Readings
 from demur.core.reads import CaptureSpec, by_token
 
 ROWS_TOGETHER = 64
 """Replies that are scored side by side; those of like length, since short ones leave."""
-
-BEGINNINGS = (1, 4, 16, 64)
-"""Numbers of tokens after which a reply is learnt from, beside the whole of it."""
-
-
-def with_beginnings(read: CaptureSpec, parts: Stream, targets: Targets) -> tuple[Readings, Targets]:
-    """Return the readings and targets of replies and of their beginnings, each a row of its own.
-
-    Args:
-        read: The mean over a reply's tokens.
-        parts: That hold the read `by_token`; they are gone through once.
-        targets: Of the replies; a beginning has those of its reply.
-    """
-    (each_token,) = by_token([read])
-    means: list[Array] = []
-    of_rows: list[int] = []
-    for rows, readings in parts:
-        for row, states in zip(rows.tolist(), readings.ragged(each_token), strict=True):
-            length = states.shape[1]
-            for num_tokens in sorted({min(number, length) for number in (*BEGINNINGS, length)}):
-                means.append(states[:, :num_tokens].mean(1, dtype=np.float64).astype(np.float32))
-                of_rows.append(row)
-    return Readings({read: np.stack(means)}), targets.take(np.array(of_rows))
 
 
 def streamed_scores(detector: StreamingDetector, readings: Readings) -> list[Array]:

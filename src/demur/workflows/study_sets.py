@@ -49,6 +49,11 @@ class StudySets:
                     f"{sorted(map(str, found))}: give unsafe and safe ones, all labelled"
                 )
 
+    @property
+    def all(self) -> tuple[list[Example], ...]:
+        """Every set: to fit on, to choose on, and the tests."""
+        return (self.train, self.val, *self.tests.values())
+
     def keeping(self, is_kept: Callable[[Example], bool]) -> "StudySets":
         """Return the same sets with some prompts only; a test set that is left empty goes."""
         tests = {name: [e for e in examples if is_kept(e)] for name, examples in self.tests.items()}
