@@ -508,8 +508,14 @@ def test_a_suffix_is_text_that_gives_its_score_when_it_is_read_again(
     assert again[0] == pytest.approx(suffix.score[1], rel=1e-4)
 
 
-def test_a_search_leaves_no_hook_behind(loaded: LoadedModel, suffix: Suffix) -> None:
-    assert not any(module._forward_hooks for module in loaded.model.modules())
+def test_a_search_leaves_no_hook_behind(loaded: LoadedModel) -> None:
+    def hooks() -> int:
+        return sum(len(module._forward_hooks) for module in loaded.model.modules())
+
+    before = hooks()  # transformers itself leaves some, where hidden states were asked of it
+    prompt = TransformersEngine(loaded).render(Chat.from_text("Tell me more"))
+    SuffixSearch(loaded, readout(), num_tokens=2, num_steps=1).run(prompt, seed=0)
+    assert hooks() == before
 
 
 def attack_on(loaded: LoadedModel, *, threshold: float) -> StudyResult:
