@@ -11,14 +11,17 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
+from benchmarks.build_pretrained import show_progress
+from benchmarks.rows import VAL_ROWS, SetCapturer, test_suite
 from benchmarks.studies_report import index
 from demur.cli._studies import StudyRun, parameters_of
+from demur.core.examples import Example
 from demur.core.registry import load
 from demur.datasets.demur_data import DemurData
 from demur.engines.transformers import TransformersEngine
 from demur.studies._study import Study
 from demur.studies.prompting import Prompting
-from demur.workflows.study_sets import load_study_sets
+from demur.workflows.study_sets import INSIDE, StudySets, limited, load_study_sets
 
 RESULTS = Path(__file__).parent / "results" / "studies"
 STUDIES = ("layers", "detectors", "aggregation", "sample_size", "transfer", "prompting")
@@ -35,6 +38,23 @@ def made(name: str, *, limit: int) -> Study:
     return study
 
 
+def all_sizes(data: DemurData) -> StudySets:
+    """Return the collection's small balanced selection whole, to fit on; else the benchmarks' rows.
+
+    These share readings with the other benchmarks, and the embedded model can take them all.
+    """
+    train: list[Example] = []
+    val: list[Example] = []
+    for name in data.sets:
+        train += data.load(name, ("train",), small=True)
+        val += limited(data.load(name, ("val",), small=True), VAL_ROWS, seed=0)
+    tests: dict[str, list[Example]] = {}
+    for of in test_suite().sets:
+        tests.setdefault(INSIDE if of.split == INSIDE else of.name, []).extend(of.examples)
+    pools = {of.name: of.pool[0] for of in test_suite().sets if of.pool and of.split != INSIDE}
+    return StudySets(train, val, tests, pools)
+
+
 def run_study(name: str, run: StudyRun, out: Path, *, has_all_sizes: bool) -> None:
     """Run a study and write its folder.
 
@@ -45,13 +65,9 @@ def run_study(name: str, run: StudyRun, out: Path, *, has_all_sizes: bool) -> No
         has_all_sizes: Fit the sample sizes on all training prompts that there are.
     """
     if name == "sample_size" and has_all_sizes:
-        train = load_study_sets(run.data).train
-        run = StudyRun.open(
-            run.engine,
-            replace(run.sets, train=train),
-            data=run.data,
-            limit=run.limit,
-            num_seeds=len(run.seeds),
+        capture = SetCapturer(run.engine, report=show_progress)
+        run = replace(
+            run, sets=all_sizes(DemurData(Path(run.data))), limit=None, reader=capture.read
         )
     study = made(name, limit=run.limit or LIMIT)
     run.run(study, out / name, parameters=parameters_of(study))

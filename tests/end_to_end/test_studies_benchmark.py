@@ -40,5 +40,5 @@ def test_every_study_has_its_folder_and_sample_sizes_may_go_over_the_limit(
     (folder,) = (tmp_path / "out").iterdir()
     assert {path.name for path in folder.iterdir()} == {"README.md", "layers", "sample_size"}
     found = json.loads((folder / "sample_size" / "results.json").read_text())
-    assert found["about"]["prompts"] == {"train": 60, "val": 20, "test_id": 20}
+    assert found["about"]["prompts"] == {"train": 60, "val": 60, "test_id": 60}
     assert {row["prompts_a_class"] for row in found["rows"]} == {10, 30}

@@ -18,7 +18,7 @@ from demur.core.readings import Readings
 from demur.core.reads import Read
 from demur.engines.transformers import TransformersEngine
 from demur.guard.loading import load_detector
-from demur.studies._study import Judge, Study, StudyInputs, StudyResult
+from demur.studies._study import Judge, Reader, Study, StudyInputs, StudyResult
 from demur.studies._writing import write
 from demur.workflows.capture import Capturer
 from demur.workflows.machine import describe_machine
@@ -48,6 +48,8 @@ class StudyRun:
     limit: int | None
     seeds: tuple[int, ...]
     judges: tuple[Judge, ...] = ()
+    reader: Reader | None = None
+    """Reads prompts; None reads whole sets, with progress."""
 
     @classmethod
     def open(
@@ -70,7 +72,8 @@ class StudyRun:
     def inputs(self) -> StudyInputs:
         """Return what a study works on."""
         return StudyInputs(
-            read=partial(_read, StudyReader(Capturer(self.engine.loaded), self.sets.all)),
+            read=self.reader
+            or partial(_read, StudyReader(Capturer(self.engine.loaded), self.sets.all)),
             num_blocks=len(self.engine.loaded.parts.blocks),
             train=self.sets.train,
             val=self.sets.val,
