@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow lint types docs bench format clean
+.PHONY: demo test test-slow lint types docs bench bench-detection format clean
 
 demo: $(READY)
 	$(BIN)/demur demo
@@ -30,7 +30,15 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.overhead
 	$(BIN)/python -m benchmarks.capture
 	$(BIN)/python -m benchmarks.fit_scaling
+
+# Everything on what is caught and what is flagged, from readings on disk; DEMUR_DATA names the prompts.
+bench-detection: $(READY)
+	$(BIN)/python -m benchmarks.selection
 	$(BIN)/python -m benchmarks.detection
+	$(BIN)/python -m benchmarks.promise
+	$(BIN)/python -m benchmarks.reply_detector
+	$(BIN)/python -m benchmarks.studies
+	$(BIN)/python -m benchmarks.studies --studies sample_size,robustness,attacks --all-sizes
 
 format: $(READY)
 	$(BIN)/ruff check --fix src tests benchmarks examples docs

@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks.build_pretrained import show_progress
 from benchmarks.rows import VAL_ROWS, SetCapturer, test_suite
 from benchmarks.studies_report import index
-from demur.cli._studies import StudyRun, parameters_of
+from demur.cli._studies import StudyRun, judges_of, parameters_of
 from demur.core.examples import Example
 from demur.core.registry import load
 from demur.datasets.demur_data import DemurData
@@ -26,6 +26,8 @@ from demur.workflows.study_sets import INSIDE, StudySets, limited, load_study_se
 RESULTS = Path(__file__).parent / "results" / "studies"
 STUDIES = ("layers", "detectors", "aggregation", "sample_size", "transfer", "prompting")
 """Those that fit detectors themselves, in the order of their cost."""
+OF_PACKAGED = ("robustness", "attacks")
+"""Those that put the packaged detector to the test, which fits the embedded model only."""
 LIMIT = 40
 NUM_SEEDS = 5
 
@@ -80,16 +82,29 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16", help="of the model")
     parser.add_argument("--limit", type=int, default=LIMIT, help="prompts of a source and label")
     parser.add_argument("--seeds", type=int, default=NUM_SEEDS, help="draws of training prompts")
-    parser.add_argument("--studies", default=",".join(STUDIES), help="names with commas")
+    parser.add_argument(
+        "--studies",
+        default=",".join(STUDIES),
+        help=f"names with commas, also {' and '.join(OF_PACKAGED)}, of the packaged detector",
+    )
     parser.add_argument("--all-sizes", action="store_true", help="sample sizes without the limit")
     parser.add_argument("--out", type=Path, default=RESULTS, help="the folder for results")
     options = parser.parse_args()
     data = str(DemurData().folder)
     engine = TransformersEngine.load(options.model, dtype=options.dtype)
     sets = load_study_sets(data, limit=options.limit)
-    run = StudyRun.open(engine, sets, data=data, limit=options.limit, num_seeds=options.seeds)
+    names = options.studies.split(",")
+    judged = ["pretrained"] if set(names) & set(OF_PACKAGED) else []
+    run = StudyRun.open(
+        engine,
+        sets,
+        data=data,
+        limit=options.limit,
+        num_seeds=options.seeds,
+        judges=judges_of(engine, judged, fpr=None),
+    )
     out = options.out / engine.model_id.name
-    for name in options.studies.split(","):
+    for name in names:
         run_study(name, run, out, has_all_sizes=options.all_sizes)
         (out / "README.md").write_text(index(out), encoding="utf-8")
 
