@@ -20,7 +20,7 @@ from demur.guard.calibration import calibrate
 from demur.workflows.evaluate_scores import Contender, FrozenThreshold
 from demur.workflows.suites import Suite
 
-SINGLE_LAYER = 14
+SINGLE_LAYER, SINGLE_PENALTY = 18, 1e-2
 """Of the single-layer logistic regression; chosen by `benchmarks.selection`."""
 TEXT_PENALTIES = (0.1, 1.0, 10.0, 100.0)
 """Values of `c` that TF-IDF chooses from, by AUROC on validation prompts."""
@@ -53,7 +53,9 @@ def rivals(num_blocks: int) -> dict[str, tuple[Detector, ...]]:
         "MiniLM": (SentenceEmbedding((Texts(),)),),
         "last-layer LPM": (Prototypes((CaptureSpec((num_blocks - 1,)),)),),
         "MLPM": (LayeredPrototypes(every_layer),),
-        "one-layer logistic regression": (Linear((CaptureSpec((SINGLE_LAYER,)),)),),
+        "one-layer logistic regression": (
+            Linear((CaptureSpec((SINGLE_LAYER,)),), c=SINGLE_PENALTY),
+        ),
     }
 
 
