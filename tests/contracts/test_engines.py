@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -312,3 +313,39 @@ def test_an_engine_names_its_model_and_what_it_can_do(make_engine: MakeEngine) -
     engine = make_engine(1)
     assert not engine.model_id.differences(make_engine(4).model_id)
     assert {CaptureSpec, Texts, ReplyWith, PrependText} <= engine.capabilities
+
+
+def test_requests_may_come_with_pauses(engine: Engine) -> None:
+    first, second, third = requests_for(engine, Sampling(max_tokens=6))
+    arriving = iter([first, None, None, second, None, third])
+    events: dict[str, list[Event]] = {}
+    for event in engine.run(arriving):
+        events.setdefault(event.id, []).append(event)
+    alone = events_of(engine, requests_for(engine, Sampling(max_tokens=6)))
+    assert {key: token_ids(of) for key, of in events.items()} == {
+        key: token_ids(of) for key, of in alone.items()
+    }
+
+
+def test_a_request_that_nobody_waits_for_leaves_and_the_others_go_on(engine: Engine) -> None:
+    gone: set[str] = set()
+    requests = [
+        replace(request, is_abandoned=partial(gone.__contains__, request.id))
+        for request in requests_for(engine, Sampling(max_tokens=8))
+    ]
+    alone = events_of(engine, requests_for(engine, Sampling(max_tokens=8)))
+    events: dict[str, list[Event]] = {request.id: [] for request in requests}
+    for event in engine.run(requests):
+        events[event.id].append(event)
+        if event.id == "1" and isinstance(event, TokenOut):
+            gone.add("1")
+    assert events["1"][-1] == Done("1", "abandoned")
+    assert len(token_ids(events["1"])) < len(token_ids(alone["1"]))
+    assert token_ids(events["0"]) == token_ids(alone["0"])
+    assert token_ids(events["2"]) == token_ids(alone["2"])
+
+
+def test_a_request_that_was_given_up_while_it_waited_is_never_read(engine: Engine) -> None:
+    (request,) = requests_for(engine, Sampling(max_tokens=8), TEXTS[:1])
+    events = list(engine.run([replace(request, is_abandoned=lambda: True)]))
+    assert events == [Done("0", "abandoned")]

@@ -29,7 +29,7 @@ class Raises(FakeEngine):
 
     num_tokens = 0
 
-    def run(self, requests: Iterable[Request]) -> Iterator[Event]:
+    def run(self, requests: Iterable[Request | None]) -> Iterator[Event]:
         left = self.num_tokens
         for event in super().run(requests):
             if isinstance(event, TokenOut):
@@ -42,22 +42,23 @@ class Raises(FakeEngine):
 class Stops(FakeEngine):
     """An engine that ends without a last word."""
 
-    def run(self, requests: Iterable[Request]) -> Iterator[Event]:
+    def run(self, requests: Iterable[Request | None]) -> Iterator[Event]:
         yield from (event for event in super().run(requests) if not isinstance(event, Done))
 
 
 class NeverAsks(FakeEngine):
     """An engine that draws without asking for a decision."""
 
-    def run(self, requests: Iterable[Request]) -> Iterator[Event]:
-        yield from super().run(replace(request, decide=lambda _: None) for request in requests)
+    def run(self, requests: Iterable[Request | None]) -> Iterator[Event]:
+        present = filter(None, requests)
+        yield from super().run(replace(request, decide=lambda _: None) for request in present)
 
 
 class AsksLate(FakeEngine):
     """An engine that draws its first token before the decision."""
 
-    def run(self, requests: Iterable[Request]) -> Iterator[Event]:
-        for request in requests:
+    def run(self, requests: Iterable[Request | None]) -> Iterator[Event]:
+        for request in filter(None, requests):
             yield TokenOut(request.id, len(request.prompt), 7, "too early", 0.0)
             yield from super().run([request])
 
@@ -65,8 +66,8 @@ class AsksLate(FakeEngine):
 class GoesOn(FakeEngine):
     """An engine that draws although the decision failed."""
 
-    def run(self, requests: Iterable[Request]) -> Iterator[Event]:
-        for request in requests:
+    def run(self, requests: Iterable[Request | None]) -> Iterator[Event]:
+        for request in filter(None, requests):
             for event in super().run([request]):
                 yield event if not isinstance(event, Done) else Scored(event.id, 0.0, 0.0)
             yield TokenOut(request.id, len(request.prompt), 7, "unguarded", 0.0)
@@ -76,8 +77,8 @@ class GoesOn(FakeEngine):
 class Deaf(FakeEngine):
     """An engine that asks for a decision and draws without the intervention."""
 
-    def run(self, requests: Iterable[Request]) -> Iterator[Event]:
-        yield from super().run(map(unheard, requests))
+    def run(self, requests: Iterable[Request | None]) -> Iterator[Event]:
+        yield from super().run(map(unheard, filter(None, requests)))
 
 
 def unheard(request: Request) -> Request:
@@ -92,7 +93,7 @@ def unheard(request: Request) -> Request:
 class Silent(FakeEngine):
     """An engine that ends without the intervention and without a token."""
 
-    def run(self, requests: Iterable[Request]) -> Iterator[Event]:
+    def run(self, requests: Iterable[Request | None]) -> Iterator[Event]:
         for event in super().run(requests):
             if not isinstance(event, Switched | TokenOut):
                 yield event
@@ -108,8 +109,9 @@ class CannotRender(FakeEngine):
 class BreaksOne(FakeEngine):
     """An engine that breaks on the request with the id 1."""
 
-    def run(self, requests: Iterable[Request]) -> Iterator[Event]:
-        yield from super().run(replace(r, decide=fail) if r.id == "1" else r for r in requests)
+    def run(self, requests: Iterable[Request | None]) -> Iterator[Event]:
+        present = filter(None, requests)
+        yield from super().run(replace(r, decide=fail) if r.id == "1" else r for r in present)
 
 
 def fail(readings: Readings) -> None:

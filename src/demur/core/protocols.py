@@ -26,6 +26,11 @@ def never_intervene(readings: Readings) -> None:
     """Decide for an unguarded request: no intervention."""
 
 
+def never() -> bool:
+    """Say that a request is still wanted."""
+    return False
+
+
 @dataclass(frozen=True)
 class Request:
     """One prompt on its way through an engine."""
@@ -37,6 +42,8 @@ class Request:
     """What of the prefill goes to `decide`."""
     decide: Decide = never_intervene
     """Called once, between prefill and first token; None leaves the model untouched."""
+    is_abandoned: Callable[[], bool] = never
+    """Asked before the prefill and before each token: nobody waits for the reply any more."""
 
 
 @dataclass(frozen=True)
@@ -71,15 +78,36 @@ class TokenOut:
 
 @dataclass(frozen=True)
 class Done:
-    """A request's reply is complete."""
+    """A request's reply is complete, or nobody waits for it."""
 
     id: str
-    reason: Literal["stop", "length", "replaced", "scored", "error"]
+    reason: Literal["stop", "length", "replaced", "scored", "abandoned", "error"]
     error: str | None = None
     """Set with the reason `error`: what went wrong with this request; the others go on."""
 
 
 Event = Scored | Switched | TokenOut | Done
+
+
+class Waiting:
+    """Requests that come one by one, with pauses, for an engine to take between its steps.
+
+    Args:
+        requests: As `Engine.run` takes them.
+    """
+
+    def __init__(self, requests: Iterable[Request | None]) -> None:
+        self._requests = iter(requests)
+        self.is_over = False
+        """No more will come."""
+
+    def next(self) -> Request | None:
+        """Return the next request; None if none is waiting now, or none will come any more."""
+        try:
+            return None if self.is_over else next(self._requests)
+        except StopIteration:
+            self.is_over = True
+            return None
 
 
 class Engine(Protocol):
@@ -116,8 +144,12 @@ class Engine(Protocol):
             DataError: The reply is empty, or both are longer than the context.
         """
 
-    def run(self, requests: Iterable[Request]) -> Iterator[Event]:
+    def run(self, requests: Iterable[Request | None]) -> Iterator[Event]:
         """Carry out requests; they are taken lazily, and rows join and leave a running batch.
+
+        Args:
+            requests: None says that none is waiting now: the batch goes on, and the next step asks
+                again. Where nothing is under way, wait rather than give None.
 
         Yields:
             For each request `Scored`, then `Switched` if it was, its tokens, and `Done` last. The

@@ -11,7 +11,7 @@ import math
 import re
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Literal
@@ -20,7 +20,7 @@ import numpy as np
 
 from demur.core.errors import ConfigError, DataError
 from demur.core.interventions import PrependText, ReplyWith
-from demur.core.protocols import Done, Event, Request, Scored, Switched, TokenOut
+from demur.core.protocols import Done, Event, Request, Scored, Switched, TokenOut, Waiting
 from demur.core.readings import Array, Deferred, Readings, Values
 from demur.core.reads import CaptureSpec, OwnPass, Read, Texts
 from demur.core.types import Chat, ModelId, Prompt, Sampling, Span, SpanKind
@@ -157,15 +157,13 @@ class FakeEngine:
         values: Array = logits - np.log(np.exp(logits).sum(1, keepdims=True))
         return values
 
-    def run(self, requests: Iterable[Request]) -> Iterator[Event]:
+    def run(self, requests: Iterable[Request | None]) -> Iterator[Event]:
         """Carry out requests; see `core.protocols.Engine.run`."""
-        waiting = iter(requests)
+        waiting = Waiting(requests)
         rows: list[_Row] = []
-        while True:
-            while len(rows) < self._max_batch and (request := next(waiting, None)) is not None:
+        while rows or not waiting.is_over:
+            while len(rows) < self._max_batch and (request := waiting.next()) is not None:
                 yield from self._admit(request, rows)
-            if not rows:
-                return
             for row in tuple(rows):
                 events = self._advance(row)
                 if isinstance(events[-1], Done):
@@ -174,6 +172,8 @@ class FakeEngine:
 
     def _admit(self, request: Request, rows: list["_Row"]) -> list[Event]:
         """Read a request's prompt, decide, and let it join the rows unless it is done."""
+        if request.is_abandoned():
+            return [Done(request.id, "abandoned")]
         try:
             return list(self._started(request, rows))
         except Exception as error:  # one request's failure is its own
@@ -197,7 +197,8 @@ class FakeEngine:
         if isinstance(intervention, PrependText):
             prompt = self.render(prompt.chat.with_safety_prompt(intervention.text))
             self._prefill(prompt, ())
-        row = _Row(request.id, request.sampling, len(prompt), _reply_words(prompt.chat))
+        script = _reply_words(prompt.chat)
+        row = _Row(request.id, request.sampling, len(prompt), script, request.is_abandoned)
         events = self._advance(row)
         if not isinstance(events[-1], Done):
             rows.append(row)
@@ -244,6 +245,8 @@ class FakeEngine:
 
     def _advance(self, row: "_Row") -> list[Event]:
         """Draw a row's next token."""
+        if row.is_abandoned():
+            return [Done(row.id, "abandoned")]
         token_id, word, logprob = row.draw()
         is_end = token_id == _END
         is_full = row.num_drawn >= row.sampling.max_tokens or row.length + 1 >= self._max_tokens
@@ -264,6 +267,7 @@ class _Row:
     """Tokens of prompt and reply so far."""
     script: Sequence[str]
     """The words of the whole reply."""
+    is_abandoned: Callable[[], bool]
     num_drawn: int = 0
     is_stopped: bool = False
     text: str = ""

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import DynamicCache
 
-from demur.core.protocols import Request
+from demur.core.protocols import Done, Request
 from demur.engines.transformers.sampling import row_generator
 from demur.engines.transformers.text import TextStream
 
@@ -79,6 +79,17 @@ class Batch:
             picked = torch.tensor(indices, device=layer.keys.device)
             layer.keys = layer.keys[picked, :, -width:]
             layer.values = layer.values[picked, :, -width:]
+
+    def dismiss_abandoned(self) -> list[Done]:
+        """Let rows leave that nobody waits for; return what to say of them."""
+        is_given_up = [row.request.is_abandoned() for row in self.rows]
+        events = [
+            Done(row.request.id, "abandoned")
+            for row, gone in zip(self.rows, is_given_up, strict=True)
+            if gone
+        ]
+        self.keep([index for index, gone in enumerate(is_given_up) if not gone])
+        return events
 
     def inputs(self, device: torch.device) -> dict[str, Tensor | DynamicCache | None]:
         """Return the model's inputs for the next step: one new token a row."""

@@ -11,7 +11,7 @@ from transformers import DynamicCache
 
 from demur.core.errors import DataError
 from demur.core.interventions import Intervention, PrependText, ReplyWith
-from demur.core.protocols import Done, Event, Request, Scored, Switched, TokenOut
+from demur.core.protocols import Done, Event, Request, Scored, Switched, TokenOut, Waiting
 from demur.core.readings import Deferred, Readings, Values
 from demur.core.reads import CaptureSpec, OwnPass, Read, Texts, in_prefill
 from demur.core.types import Chat, ModelId, Prompt
@@ -114,19 +114,23 @@ class TransformersEngine:
             )
         return longer
 
-    def run(self, requests: Iterable[Request]) -> Iterator[Event]:
+    def run(self, requests: Iterable[Request | None]) -> Iterator[Event]:
         """Carry out requests; see `core.protocols.Engine.run`."""
-        waiting = iter(requests)
+        waiting = Waiting(requests)
         batch = Batch()
         while True:
-            while len(batch) < self._max_batch and (request := next(waiting, None)) is not None:
+            while len(batch) < self._max_batch and (request := waiting.next()) is not None:
                 yield from self._admit(request, batch)
-            if not batch.rows:
+            if batch.rows:
+                yield from self._step(batch)
+            elif waiting.is_over:
                 return
-            yield from self._step(batch)
 
     def _admit(self, request: Request, batch: Batch) -> Iterator[Event]:
         """Read a request's prompt, decide, and let it join the batch unless it is done."""
+        if request.is_abandoned():
+            yield Done(request.id, "abandoned")
+            return
         try:
             events = self._scored(request) if request.sampling.max_tokens == 0 else None
             if events is None:
@@ -192,7 +196,10 @@ class TransformersEngine:
         yield Done(request.id, "replaced")
 
     def _step(self, batch: Batch) -> Iterator[Event]:
-        """Advance every row by one token; rows that are done leave."""
+        """Advance every row by one token; rows that are done, or given up, leave."""
+        yield from batch.dismiss_abandoned()
+        if not batch.rows:
+            return
         try:
             all_logits = self._forward(batch)
         except Exception as error:  # the pass is shared, and so is its failure
