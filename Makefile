@@ -4,10 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow lint types docs bench bench-detection format clean
+.PHONY: demo serve test test-slow lint types docs bench bench-detection format clean
 
 demo: $(READY)
 	$(BIN)/demur demo
+
+serve: $(READY)
+	$(BIN)/demur serve
 
 test: $(READY)
 	$(BIN)/python -m pytest -m "not slow and not gpu and not vllm and not browser" \

@@ -15,13 +15,14 @@ from demur.core.artifacts import Artifact
 from demur.core.reads import of_reply
 from demur.datasets.demur_data import DemurData
 from demur.detectors.linear import Linear
+from demur.detectors.linear_ensemble import LinearEnsemble
 from demur.engines.transformers import TransformersEngine
 from demur.workflows import fit as fitting
 from demur.workflows.capture import Capturer, Progress
 
 OUT = Path(demur.__file__).parent / "pretrained" / "smollm2-135m-instruct"
 REPLY_OUT = OUT.with_name(f"{OUT.name}-reply")
-FPR, REPLY_FPR = 0.02, 0.01
+FPR, REPLY_FPR = 0.025, 0.01
 """The default rates of the detectors that ship; thresholds promise theirs with 95% confidence."""
 MAX_BATCH = 64
 """Replies that are drawn side by side."""
@@ -52,10 +53,10 @@ unsafe prompts alone. Longer replies than those that it was calibrated on are fl
 def fit_selection(
     engine: TransformersEngine, capture: SetCapturer, selection: Selection
 ) -> fitting.Fitted:
-    """Fit and calibrate the default `linear` detector on a selection."""
+    """Fit and calibrate the default `linear_ensemble` on a selection."""
     num_blocks = len(engine.loaded.parts.blocks)
     return fitting.fit(
-        Linear(Linear.default_reads(num_blocks)),
+        LinearEnsemble(LinearEnsemble.default_reads(num_blocks)),
         selection.train,
         selection.val,
         capture=capture,
@@ -101,16 +102,16 @@ def main() -> None:
     options = parser.parse_args()
     engine = TransformersEngine.load("embedded", dtype="bfloat16", max_batch=MAX_BATCH)
     if options.watches == "prompt":
-        out, notes, selection = OUT, NOTES, shipped_rows(DemurData())
+        out, notes, method, selection = OUT, NOTES, "linear_ensemble", shipped_rows(DemurData())
         capture = SetCapturer(engine, report=show_progress)
         fitted = fit_selection(engine, capture, selection)
     else:
-        out, notes = REPLY_OUT, REPLY_NOTES
+        out, notes, method = REPLY_OUT, REPLY_NOTES, "linear"
         selection = ReplyRows(DemurData(), engine, show_replies).to_fit()
         fitted = fit_replies(engine, selection)
     artifact: Artifact = fitting.write_artifact(
         fitted,
-        "linear",
+        method,
         engine=engine,
         train=selection.train,
         val=selection.val,

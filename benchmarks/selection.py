@@ -25,11 +25,13 @@ from benchmarks.build_pretrained import show_progress
 from benchmarks.machine import describe_machine
 from benchmarks.rows import Selection, SetCapturer, shipped_rows, test_suite
 from demur.core.examples import targets_of
+from demur.core.linear import LinearDetector
 from demur.core.protocols import Targets
 from demur.core.readings import Array, Readings
 from demur.core.reads import CaptureSpec, spread_layers
 from demur.datasets.demur_data import DemurData
 from demur.detectors.linear import Linear
+from demur.detectors.linear_ensemble import LinearEnsemble
 from demur.engines.transformers import TransformersEngine
 from demur.metrics.auroc import auroc
 from demur.workflows.evaluate_measures import comparisons
@@ -42,6 +44,8 @@ PENALTIES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 """Values of `c` for several layers joined."""
 SINGLE_PENALTIES = (1e-3, 1e-2)
 """Values of `c` for one layer."""
+SHARES = (0.0, 1 / 3, 1 / 2, 2 / 3, 3 / 4)
+"""Of the logistic regression in ensembles; 0 leaves the prototypes of the last layer."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class Setting:
     family: str
     """The choice is made within a family."""
     name: str
-    detector: Linear
+    detector: LinearDetector
 
 
 def settings(num_blocks: int) -> Iterator[Setting]:
@@ -70,6 +74,10 @@ def settings(num_blocks: int) -> Iterator[Setting]:
     ):
         for c in PENALTIES:
             yield Setting("several layers", f"10 layers, {name}, C={c:g}", Linear(reads, c=c))
+    for share in SHARES:
+        for reads, name in (((last,), "last token"), ((last, mean), "last token and mean")):
+            words = f"10 layers, {name}, C=0.001, {share:.2f} of an ensemble with prototypes"
+            yield Setting("several layers", words, LinearEnsemble(reads, share))
 
 
 def taken(targets: Targets, rows: Array) -> Targets:
@@ -90,7 +98,7 @@ def mean_of_sources(scores: Array, targets: Targets) -> float:
     return float(np.mean(values))
 
 
-def held_out(detector: Linear, readings: Readings, targets: Targets) -> float:
+def held_out(detector: LinearDetector, readings: Readings, targets: Targets) -> float:
     """Return the mean AUROC on sources that the detector was not fitted on."""
     folds = StratifiedGroupKFold(NUM_FOLDS, shuffle=True, random_state=0)
     found = []
@@ -101,7 +109,7 @@ def held_out(detector: Linear, readings: Readings, targets: Targets) -> float:
     return float(np.mean(found))
 
 
-def outside(detector: Linear, suite: Suite, capture: SetCapturer) -> float:
+def outside(detector: LinearDetector, suite: Suite, capture: SetCapturer) -> float:
     """Return the mean AUROC over the English test sets of other sources, each cluster once."""
     scores = {
         of.name: detector.decision_function(capture.read(of.examples, detector.reads))

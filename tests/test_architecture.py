@@ -21,7 +21,8 @@ PLUGIN_KINDS = {
     "engines", "detectors", "responders", "trainers", "datasets", "scorers", "metrics",
 }  # fmt: skip
 LAYERS = (
-    {"cli", "serving"},
+    {"cli"},
+    {"serving"},
     {"workflows", "studies"},
     {"guard"},
     PLUGIN_KINDS,

@@ -47,4 +47,13 @@ class PrependText:
         return Kept(None, 0)
 
 
-Intervention = ReplyWith | PrependText
+@dataclass(frozen=True)
+class EndReply:
+    """End the reply where it stands; before its first token there is none."""
+
+    def keeps(self, prompt: Prompt) -> Kept:
+        """Keep all: nothing is computed again."""
+        return Kept(None, len(prompt))
+
+
+Intervention = ReplyWith | PrependText | EndReply

@@ -14,7 +14,7 @@ import numpy as np
 from demur.core.errors import DataError
 from demur.core.interventions import Intervention
 from demur.core.readings import Array, Readings
-from demur.core.reads import Read, read_from_dict
+from demur.core.reads import CaptureSpec, Read, read_from_dict
 from demur.core.results import Verdict
 from demur.core.types import Chat, ModelId, Prompt, Sampling
 
@@ -24,6 +24,17 @@ Watches = Literal["prompt", "reply"]
 
 def never_intervene(readings: Readings) -> None:
     """Decide for an unguarded request: no intervention."""
+
+
+@dataclass(frozen=True)
+class Monitor:
+    """Watches a reply while it is decoded."""
+
+    read: CaptureSpec
+    """Of the reply's tokens, without pooling."""
+    watch: Callable[[Array], Intervention | None]
+    """Called once for each token of the reply, in order, with its states [layer, d_model], float32;
+    None lets the reply go on."""
 
 
 def never() -> bool:
@@ -42,6 +53,11 @@ class Request:
     """What of the prefill goes to `decide`."""
     decide: Decide = never_intervene
     """Called once, between prefill and first token; None leaves the model untouched."""
+    draw_id: str | None = None
+    """Seeds the draws, together with the sampling's seed; None is the request's own id."""
+    monitor: Monitor | None = None
+    """Called for each token once the model has read it; every token of a reply is read then, the
+    last one too."""
     is_abandoned: Callable[[], bool] = never
     """Asked before the prefill and before each token: nobody waits for the reply any more."""
 
@@ -64,6 +80,16 @@ class Switched:
 
 
 @dataclass(frozen=True)
+class Watched:
+    """A request's monitor was shown the first tokens of its reply."""
+
+    id: str
+    num_tokens: int
+    monitor_s: float
+    """What it took for the newest one."""
+
+
+@dataclass(frozen=True)
 class TokenOut:
     """A request's next token."""
 
@@ -81,33 +107,12 @@ class Done:
     """A request's reply is complete, or nobody waits for it."""
 
     id: str
-    reason: Literal["stop", "length", "replaced", "scored", "abandoned", "error"]
+    reason: Literal["stop", "length", "replaced", "ended", "scored", "abandoned", "error"]
     error: str | None = None
     """Set with the reason `error`: what went wrong with this request; the others go on."""
 
 
-Event = Scored | Switched | TokenOut | Done
-
-
-class Waiting:
-    """Requests that come one by one, with pauses, for an engine to take between its steps.
-
-    Args:
-        requests: As `Engine.run` takes them.
-    """
-
-    def __init__(self, requests: Iterable[Request | None]) -> None:
-        self._requests = iter(requests)
-        self.is_over = False
-        """No more will come."""
-
-    def next(self) -> Request | None:
-        """Return the next request; None if none is waiting now, or none will come any more."""
-        try:
-            return None if self.is_over else next(self._requests)
-        except StopIteration:
-            self.is_over = True
-            return None
+Event = Scored | Switched | Watched | TokenOut | Done
 
 
 class Engine(Protocol):
@@ -152,8 +157,9 @@ class Engine(Protocol):
                 again. Where nothing is under way, wait rather than give None.
 
         Yields:
-            For each request `Scored`, then `Switched` if it was, its tokens, and `Done` last. The
-            events of different requests mix; those of one are in order.
+            For each request `Scored`, then `Switched` if it was, its tokens, and `Done` last; under
+            a monitor `Watched` too, and `Switched` where it intervened. The events of different
+            requests mix; those of one are in order.
         """
 
 

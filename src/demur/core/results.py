@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass
 
 PASS = "pass"
 ERROR = "error"
+STOPPED = "stopped"
+"""Answered by the model until a detector flagged the reply itself."""
 PASS_UNSCORED = "pass_unscored"
 """Answered although a detector failed, since the operator said `on_error="pass_unscored"`."""
 
@@ -63,10 +65,16 @@ class Reply:
     text: str
     token_ids: tuple[int, ...]
     route: str
-    """`pass`, a responder's name, `error` or `pass_unscored`."""
+    """`pass`, a responder's name, `stopped`, `error` or `pass_unscored`."""
     verdicts: tuple[Verdict, ...]
     finish_reason: str
-    """`stop`, `length`, `replaced` (a responder's fixed text), `scored` (no token was asked for)
-    or `error`."""
+    """`stop`, `length`, `replaced` (a fixed text at its end), `ended` (by a detector that watches
+    replies), `scored` (no token was asked for), `abandoned` or `error`."""
     timings: Timings
     error: str | None = None
+    would_route: str | None = None
+    """Where a guard that only observes would have sent the prompt; None if the guard acts."""
+    reply_verdict: Verdict | None = None
+    """On the reply itself, by a detector that watches it; None if there is none."""
+    num_scanned: int = 0
+    """Tokens of the reply that such a detector has judged, from its start."""

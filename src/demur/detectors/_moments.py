@@ -36,21 +36,24 @@ class Moments:
             np.zeros((num_features, num_features)),
         )
 
-    def update(self, states: Array, classes: Array) -> Self:
+    def update(self, states: Array, classes: Array, *, weights: Array | None = None) -> Self:
         """Add prompts, a chunk at a time, and return self.
 
         Args:
             states: [prompt, feature].
             classes: [prompt], whole numbers from 0.
+            weights: [prompt], for how many prompts each counts; None is one.
         """
         for start in range(0, len(states), ROWS_A_CHUNK):
-            chunk = states[start : start + ROWS_A_CHUNK].astype(np.float64)
-            of_chunk = classes[start : start + ROWS_A_CHUNK]
+            rows = slice(start, start + ROWS_A_CHUNK)
+            chunk = states[rows].astype(np.float64)
+            shares = np.ones(len(chunk)) if weights is None else weights[rows]
+            weighted = chunk if weights is None else chunk * shares[:, None]
             for number in range(len(self.counts)):
-                rows = chunk[of_chunk == number]
-                self.counts[number] += len(rows)
-                self.sums[number] += rows.sum(0)
-            self.products += chunk.T @ chunk
+                of_class = classes[rows] == number
+                self.counts[number] += shares[of_class].sum()
+                self.sums[number] += weighted[of_class].sum(0)
+            self.products += weighted.T @ chunk
         return self
 
     def merge(self, other: "Moments") -> Self:

@@ -8,29 +8,30 @@ step, so that temperature changes nothing; greedy decoding takes the next one in
 """
 
 import math
-import re
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
-from typing import Literal
 
 import numpy as np
 
 from demur.core.errors import ConfigError, DataError
-from demur.core.interventions import PrependText, ReplyWith
-from demur.core.protocols import Done, Event, Request, Scored, Switched, TokenOut, Waiting
+from demur.core.interventions import EndReply, PrependText, ReplyWith
+from demur.core.protocols import Done, Event, Monitor, Request, Scored, Switched, TokenOut, Watched
 from demur.core.readings import Array, Deferred, Readings, Values
 from demur.core.reads import CaptureSpec, OwnPass, Read, Texts
-from demur.core.types import Chat, ModelId, Prompt, Sampling, Span, SpanKind
+from demur.core.types import Chat, ModelId, Prompt, Span, SpanKind
+from demur.engines._fake_reply import (
+    AT_MARKERS,
+    END,
+    MARKERS,
+    FakeReply,
+    token_id_of,
+    words_of,
+)
+from demur.engines._waiting import Waiting
 
 __all__ = ["FakeEngine"]
-
-_MARKERS = ("<|system|>", "<|user|>", "<|assistant|>", "<|tool|>", "<|end|>")
-_END = _MARKERS.index("<|end|>")
-_AT_MARKERS = re.compile("(" + "|".join(map(re.escape, _MARKERS)) + ")")
-_WORDS = re.compile(r"\s*\w+|\s*[^\w\s]|\s+")
 
 
 class FakeEngine:
@@ -94,7 +95,7 @@ class FakeEngine:
     @property
     def capabilities(self) -> frozenset[type]:
         """The reads and interventions that this engine can do."""
-        return frozenset({CaptureSpec, Texts, OwnPass, ReplyWith, PrependText})
+        return frozenset({CaptureSpec, Texts, OwnPass, ReplyWith, PrependText, EndReply, Monitor})
 
     @property
     def max_tokens(self) -> int:
@@ -114,18 +115,18 @@ class FakeEngine:
         ids: list[int] = []
         spans: list[Span] = []
         for message in chat.messages:
-            ids.append(_token_id(f"<|{message.role}|>"))
-            content = [_token_id(word) for word in _words(message.content)]
+            ids.append(token_id_of(f"<|{message.role}|>"))
+            content = [token_id_of(word) for word in words_of(message.content)]
             spans.append(Span(message.role, len(ids), len(ids) + len(content)))
-            ids += [*content, _END]
+            ids += [*content, END]
         spans.append(Span("generation_prompt", len(ids), len(ids) + 1))
-        ids.append(_token_id("<|assistant|>"))
+        ids.append(token_id_of("<|assistant|>"))
         if len(ids) >= self._max_tokens:
             raise DataError(
                 f"the prompt has {len(ids)} tokens: the model takes at most "
                 f"{self._max_tokens - 1}, so that one is left for the reply; shorten it"
             )
-        forged = any(_AT_MARKERS.search(message.content) for message in chat.messages)
+        forged = any(AT_MARKERS.search(message.content) for message in chat.messages)
         return Prompt(chat, tuple(ids), tuple(spans), forged)
 
     def with_reply(self, prompt: Prompt, reply: str) -> Prompt:
@@ -134,7 +135,7 @@ class FakeEngine:
         Raises:
             DataError: The reply is empty, or both are longer than the context.
         """
-        longer = prompt.with_reply([_token_id(word) for word in _words(reply)])
+        longer = prompt.with_reply([token_id_of(word) for word in words_of(reply)])
         if len(longer) > self._max_tokens:
             raise DataError(
                 f"prompt and reply have {len(longer)} tokens: the model takes at most "
@@ -160,7 +161,7 @@ class FakeEngine:
     def run(self, requests: Iterable[Request | None]) -> Iterator[Event]:
         """Carry out requests; see `core.protocols.Engine.run`."""
         waiting = Waiting(requests)
-        rows: list[_Row] = []
+        rows: list[FakeReply] = []
         while rows or not waiting.is_over:
             while len(rows) < self._max_batch and (request := waiting.next()) is not None:
                 yield from self._admit(request, rows)
@@ -170,7 +171,7 @@ class FakeEngine:
                     rows.remove(row)
                 yield from events
 
-    def _admit(self, request: Request, rows: list["_Row"]) -> list[Event]:
+    def _admit(self, request: Request, rows: list[FakeReply]) -> list[Event]:
         """Read a request's prompt, decide, and let it join the rows unless it is done."""
         if request.is_abandoned():
             return [Done(request.id, "abandoned")]
@@ -179,7 +180,7 @@ class FakeEngine:
         except Exception as error:  # one request's failure is its own
             return [Done(request.id, "error", f"{type(error).__name__}: {error}")]
 
-    def _started(self, request: Request, rows: list["_Row"]) -> Iterator[Event]:
+    def _started(self, request: Request, rows: list[FakeReply]) -> Iterator[Event]:
         started = time.perf_counter()
         readings = self._prefill(request.prompt, request.reads)
         read = time.perf_counter()
@@ -192,13 +193,16 @@ class FakeEngine:
         if intervention is not None:
             yield Switched(request.id, intervention)
         if isinstance(intervention, ReplyWith):
-            yield from _replaced(request, intervention)
+            yield from _replaced(request, intervention, first=len(prompt))
+            return
+        if isinstance(intervention, EndReply):
+            yield Done(request.id, "ended")
             return
         if isinstance(intervention, PrependText):
             prompt = self.render(prompt.chat.with_safety_prompt(intervention.text))
             self._prefill(prompt, ())
         script = _reply_words(prompt.chat)
-        row = _Row(request.id, request.sampling, len(prompt), script, request.is_abandoned)
+        row = FakeReply(request, prompt, script)
         events = self._advance(row)
         if not isinstance(events[-1], Done):
             rows.append(row)
@@ -236,92 +240,63 @@ class FakeEngine:
         states: Array = math.sqrt(2) * np.cos(2 * math.pi * phases)
         if any(self._marker in message.content for message in prompt.chat.messages):
             states = states + self._strength * self.direction
-        marks = [_token_id(space + self._marker) for space in ("", " ")]
+        marks = [token_id_of(space + self._marker) for space in ("", " ")]
         for span in prompt.spans_of("reply"):
             in_reply = np.isin(prompt.token_ids[span.start : span.stop], marks)
             marked = np.maximum.accumulate(in_reply)[None, :, None]
             states[:, span.start : span.stop] += self._strength * self.direction * marked
         return states / _root_mean_square(states) if spec.site == "final_norm" else states
 
-    def _advance(self, row: "_Row") -> list[Event]:
-        """Draw a row's next token."""
-        if row.is_abandoned():
-            return [Done(row.id, "abandoned")]
+    def _advance(self, row: FakeReply) -> list[Event]:
+        """Show a row's newest token to its monitor, and draw the next one."""
+        id = row.request.id
+        if row.request.is_abandoned():
+            return [Done(id, "abandoned")]
+        events = list(self._watched(row))
+        if events and isinstance(events[-1], Done):
+            return events
+        position = row.length
         token_id, word, logprob = row.draw()
-        is_end = token_id == _END
-        is_full = row.num_drawn >= row.sampling.max_tokens or row.length + 1 >= self._max_tokens
+        is_end = token_id == END
+        is_full = row.num_drawn >= row.sampling.max_tokens or position + 1 >= self._max_tokens
         shown = row.show(word, is_last=is_end or is_full)
-        token = TokenOut(row.id, row.length, token_id, shown, logprob)
-        row.length += 1
-        reason: Literal["stop", "length"] = "stop" if is_end or row.is_stopped else "length"
-        return [token, Done(row.id, reason)] if reason == "stop" or is_full else [token]
+        events.append(TokenOut(id, position, token_id, shown, logprob))
+        if is_end or row.is_stopped or is_full:
+            done = Done(id, "stop" if is_end or row.is_stopped else "length")
+            if is_end or row.request.monitor is None:
+                events.append(done)
+            row.end = done
+        return events
+
+    def _watched(self, row: FakeReply) -> Iterator[Event]:
+        """Show a monitor the newest token, and do as it says; a last token ends the reply."""
+        request = row.request
+        if request.monitor is None or not row.token_ids:
+            return
+        started = time.perf_counter()
+        states = self._states(row.prompt.with_reply(row.token_ids), request.monitor.read)[:, -1]
+        if request.monitor.read.normalise == "rms":
+            states = states / _root_mean_square(states)
+        try:
+            intervention = request.monitor.watch(states.astype(np.float32))
+        except Exception as error:  # one request's failure is its own
+            yield Done(request.id, "error", f"{type(error).__name__}: {error}")
+            return
+        yield Watched(request.id, row.num_drawn, time.perf_counter() - started)
+        if intervention is not None:
+            yield Switched(request.id, intervention)
+            if isinstance(intervention, ReplyWith):
+                yield from _replaced(request, intervention, first=row.length)
+            else:
+                yield Done(request.id, "ended")
+        elif row.end is not None:
+            yield row.end
 
 
-@dataclass
-class _Row:
-    """A request that is being answered."""
-
-    id: str
-    sampling: Sampling
-    length: int
-    """Tokens of prompt and reply so far."""
-    script: Sequence[str]
-    """The words of the whole reply."""
-    is_abandoned: Callable[[], bool]
-    num_drawn: int = 0
-    is_stopped: bool = False
-    text: str = ""
-    num_shown: int = 0
-    """Characters of the text that were handed out."""
-    generator: np.random.Generator = field(init=False)
-
-    def __post_init__(self) -> None:
-        """Give the row its own generator."""
-        self.generator = np.random.default_rng(
-            zlib.crc32(f"{self.sampling.seed}:{self.id}".encode())
-        )
-
-    def draw(self) -> tuple[int, str, float]:
-        """Return the next token with its text and log-probability."""
-        step, size = self.num_drawn, len(self.script)
-        self.num_drawn += 1
-        if step >= size:
-            return _END, "", 0.0
-        if self.sampling.temperature > 0:
-            step += int(self.generator.integers(math.ceil(self.sampling.top_p * size)))
-        word = self.script[step % size]
-        return _token_id(word), word, -math.log(size)
-
-    def show(self, word: str, *, is_last: bool) -> str:
-        """Add a word to the text and return what may be shown: nothing that may begin a stop."""
-        self.text += word
-        found = [at for at in map(self.text.find, self.sampling.stop) if at >= 0]
-        self.is_stopped = bool(found)
-        held_back = 0 if is_last else max(map(len, self.sampling.stop), default=1) - 1
-        end = min(found, default=len(self.text) - held_back)
-        shown = self.text[self.num_shown : max(end, self.num_shown)]
-        self.num_shown += len(shown)
-        return shown
-
-
-def _replaced(request: Request, intervention: ReplyWith) -> Iterator[Event]:
-    for position, word in enumerate(_words(intervention.text), start=len(request.prompt)):
-        yield TokenOut(request.id, position, _token_id(word), word, 0.0)
+def _replaced(request: Request, intervention: ReplyWith, *, first: int) -> Iterator[Event]:
+    for position, word in enumerate(words_of(intervention.text), start=first):
+        yield TokenOut(request.id, position, token_id_of(word), word, 0.0)
     yield Done(request.id, "replaced")
-
-
-def _words(text: str) -> list[str]:
-    """Split a text into words with the space before them, and markers; joined they are the text."""
-    pieces = _AT_MARKERS.split(text)
-    return [
-        word
-        for piece in pieces
-        for word in ([piece] if piece in _MARKERS else _WORDS.findall(piece))
-    ]
-
-
-def _token_id(word: str) -> int:
-    return _MARKERS.index(word) if word in _MARKERS else len(_MARKERS) + zlib.crc32(word.encode())
 
 
 def _hash_on(prefix: int, token_id: int) -> int:
@@ -330,7 +305,7 @@ def _hash_on(prefix: int, token_id: int) -> int:
 
 def _reply_words(chat: Chat) -> list[str]:
     system = "".join(f"[{m.content}] " for m in chat.messages if m.role == "system")
-    return [word for word in _words(system + chat.last_user_text) if word not in _MARKERS]
+    return [word for word in words_of(system + chat.last_user_text) if word not in MARKERS]
 
 
 def _positions(prompt: Prompt, spec: CaptureSpec) -> list[int]:

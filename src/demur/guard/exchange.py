@@ -12,8 +12,8 @@ from itertools import count
 
 from demur.core.errors import DataError, DemurError
 from demur.core.interventions import Intervention
-from demur.core.protocols import Done, Engine, Event, Request, Scored, Switched, TokenOut
-from demur.core.results import ERROR, PASS, Reply, Timings, Token, Verdict
+from demur.core.protocols import Done, Engine, Event, Request, Scored, Switched, TokenOut, Watched
+from demur.core.results import ERROR, PASS, STOPPED, Reply, Timings, Token, Verdict
 from demur.core.types import Chat, Prompt, Sampling
 from demur.guard.calibrated import CalibratedDetector
 
@@ -42,15 +42,26 @@ class Exchange:
     raises: bool = False
     """`reply` raises what went wrong, rather than reporting it."""
     route: str = ERROR
+    would_route: str | None = None
+    """Where the prompt would have gone, of a guard that only observes."""
     request: Request | None = None
     """None if the chat could not be rendered."""
     verdicts: tuple[Verdict, ...] = ()
+    reply_verdict: Verdict | None = None
+    """On the reply so far, by a detector that watches it."""
+    num_scanned: int = 0
+    """Tokens of the reply that it has judged."""
+    hold_tokens: int = 0
+    """Tokens that are held back, see `ReplyMonitor`."""
     awaited: Intervention | None = None
     """Decided on, but not confirmed by the engine yet: until then no token is shown."""
     failure: DemurError | None = None
     finish_reason: str | None = None
     """None while the engine is at work."""
     tokens: list[Token] = field(default_factory=list)
+    """Those that were shown."""
+    held: deque[Token] = field(default_factory=deque)
+    """Drawn, and not shown yet."""
     started_at: float = field(default_factory=time.perf_counter)
     first_token_at: float | None = None
     ended_at: float = 0.0
@@ -67,22 +78,39 @@ class Exchange:
             self.fail(DemurError(message), cause=error)
         return None
 
-    def take(self, event: Event) -> Token | None:
-        """Take note of an event; return the token that may be shown, if there is one."""
+    def take(self, event: Event) -> list[Token]:
+        """Take note of an event; return the tokens that may be shown from now on."""
         if isinstance(event, Scored):
             self.scored = event
         elif isinstance(event, Done):
             self._finish(event)
         elif isinstance(event, Switched) and event.intervention == self.awaited:
             self.awaited = None
+        elif isinstance(event, Watched):
+            self.num_scanned = event.num_tokens
         elif isinstance(event, TokenOut) and self.awaited is not None:
             self.fail(DemurError("the engine went on without the intervention"))
         elif isinstance(event, TokenOut) and self.route != ERROR:
-            if self.first_token_at is None:
-                self.first_token_at = time.perf_counter()
-            self.tokens.append(Token(event.token_id, event.text, self.route, event.logprob))
-            return self.tokens[-1]
-        return None
+            self.held.append(Token(event.token_id, event.text, self.route, event.logprob))
+        return self._released()
+
+    def _released(self) -> list[Token]:
+        """Move tokens that need be held back no longer to those that are shown."""
+        if self.finish_reason in (ERROR, "ended", "abandoned"):
+            self.held.clear()
+        num_free = len(self.held)
+        if self.hold_tokens and self.finish_reason is None and self.route != STOPPED:
+            num_free = self.num_scanned - self.hold_tokens + 1 - len(self.tokens)
+        released = [self.held.popleft() for _ in range(max(0, num_free))]
+        if released and self.first_token_at is None:
+            self.first_token_at = time.perf_counter()
+        self.tokens += released
+        return released
+
+    def stop(self, intervention: Intervention) -> None:
+        """Take note that a flagged reply ends: what of it was held back is never shown."""
+        self.held.clear()
+        self.route, self.awaited = STOPPED, intervention
 
     def _finish(self, done: Done) -> None:
         self.ended_at = time.perf_counter()
@@ -132,6 +160,9 @@ class Exchange:
             finish_reason=self.finish_reason or ERROR,
             timings=self._timings(),
             error=None if self.failure is None else str(self.failure),
+            would_route=self.would_route,
+            reply_verdict=self.reply_verdict,
+            num_scanned=self.num_scanned,
         )
 
     def _timings(self) -> Timings:
@@ -151,9 +182,7 @@ def tokens_of(engine: Engine, exchange: Exchange) -> Generator[Token, None, Repl
     """
     if exchange.request is not None:
         for event in _until_failure(engine.run([exchange.request]), exchange.fail_by):
-            token = exchange.take(event)
-            if token is not None:
-                yield token
+            yield from exchange.take(event)
     return exchange.reply()
 
 

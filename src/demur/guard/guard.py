@@ -4,7 +4,7 @@ It fails closed. A request's route stays `error` until every detector has judged
 chosen and the responder has answered; whatever goes wrong on the way leaves it there.
 """
 
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal, Self, get_args
@@ -12,9 +12,9 @@ from typing import Literal, Self, get_args
 from demur.core import registry
 from demur.core.errors import CapabilityError, ConfigError, DataError, DemurError
 from demur.core.interventions import Intervention
-from demur.core.protocols import Engine, Request, Responder
+from demur.core.protocols import Engine, Monitor, Request, Responder, never
 from demur.core.readings import Readings
-from demur.core.results import ERROR, PASS, PASS_UNSCORED, Reply, Token, Verdict
+from demur.core.results import ERROR, PASS, PASS_UNSCORED, STOPPED, Reply, Token, Verdict
 from demur.core.types import Prompt, Sampling
 from demur.guard.calibrated import CalibratedDetector
 from demur.guard.exchange import (
@@ -25,6 +25,7 @@ from demur.guard.exchange import (
     with_ids,
 )
 from demur.guard.loading import load_detector
+from demur.guard.monitor import ReplyMonitor
 from demur.guard.routes import FlaggedTo, Route
 
 OnError = Literal["refuse", "raise", "pass_unscored"]
@@ -44,6 +45,10 @@ class Guard:
             `raise` raises it; `pass_unscored` lets the other detectors decide and, if they pass
             the prompt, answers it with the route `pass_unscored`. What cannot be rendered, or
             fails in the engine, a route or a responder, is never answered.
+        observes: Only observe: the untouched model answers every prompt that can be rendered, and
+            replies say in `would_route` what a guard that acts would have done. What could not be
+            scored is answered with the route `pass_unscored`.
+        monitor: Watches replies while they are decoded; None shows them as they are.
 
     Raises:
         ConfigError: There are no detectors, two have one name, or the route and the responders
@@ -59,16 +64,22 @@ class Guard:
         route: Route,
         responders: Mapping[str, Responder],
         on_error: OnError = "refuse",
+        observes: bool = False,
+        monitor: ReplyMonitor | None = None,
     ) -> None:
         if on_error not in get_args(OnError):
             raise ConfigError(f"on_error is {on_error!r}: expected one of {get_args(OnError)}")
         _check_detectors(engine, detectors)
         _check_responders(engine, route, responders)
+        if monitor is not None:
+            _check_monitor(engine, monitor, [detector.name for detector in detectors])
         self.engine = engine
         self.detectors = tuple(detectors)
         self._route = route
         self._responders = dict(responders)
         self._on_error = on_error
+        self._observes = observes
+        self.monitor = monitor
         self._reads = tuple(dict.fromkeys(read for d in detectors for read in d.detector.reads))
 
     @classmethod
@@ -102,6 +113,12 @@ class Guard:
             responders={name: registry.load("responders", name)()},
             on_error=on_error,
         )
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """The version of each detector's fitted state, by name; of the one of replies too."""
+        watching = () if self.monitor is None else (self.monitor.detector,)
+        return {detector.name: detector.version for detector in (*self.detectors, *watching)}
 
     def check(self, chat: ChatLike) -> list[Verdict]:
         """Return the verdicts on a chat, without answering it.
@@ -179,25 +196,67 @@ class Guard:
         )
 
     def open(
-        self, chat: ChatLike, sampling: Sampling = GREEDY, *, request_id: str = "0"
+        self,
+        chat: ChatLike,
+        sampling: Sampling = GREEDY,
+        *,
+        request_id: str = "0",
+        draw_id: str | None = None,
+        is_abandoned: Callable[[], bool] = never,
     ) -> Exchange:
         """Render a chat and return its exchange, for callers that run the engine themselves.
 
         The exchange's request goes to the engine, its events back to the exchange; one without a
         request could not be rendered and is complete.
+
+        Args:
+            chat: As for `reply`.
+            sampling: How the reply is drawn.
+            request_id: Names the events; one of its own for each request under way.
+            draw_id: Seeds the draws, together with the sampling's seed; None is `request_id`.
+            is_abandoned: Asked now and then: nobody waits for the reply any more.
         """
         exchange = Exchange(request_id, self.detectors, raises=self._on_error == "raise")
         prompt = exchange.rendered(self.engine, chat)
         if prompt is None:
             return exchange
         decide = partial(self._decide, exchange, prompt)
-        exchange.request = Request(request_id, prompt, sampling, self._reads, decide)
+        if self.monitor is not None and not self._observes:
+            exchange.hold_tokens = self.monitor.hold_tokens
+        exchange.request = Request(
+            request_id,
+            prompt,
+            sampling,
+            self._reads,
+            decide,
+            draw_id=draw_id,
+            monitor=self._watching(exchange),
+            is_abandoned=is_abandoned,
+        )
         return exchange
+
+    def _watching(self, exchange: Exchange) -> Monitor | None:
+        """Return what watches an exchange's reply."""
+        if self.monitor is None:
+            return None
+        intervention = self.monitor.intervention
+
+        def report(verdict: Verdict) -> None:
+            exchange.reply_verdict = verdict
+            if verdict.flagged and self._observes:
+                exchange.would_route = STOPPED
+            elif verdict.flagged:
+                exchange.stop(intervention)
+
+        return self.monitor.watching(report, observes=self._observes)
 
     def _decide(
         self, exchange: Exchange, prompt: Prompt, readings: Readings
     ) -> Intervention | None:
         """Judge, route and respond; an exception tells the engine to drop the request."""
+        if self._observes:
+            self._observe(exchange, prompt, readings)
+            return None
         try:
             exchange.verdicts = tuple(self._verdict(d, prompt, readings) for d in self.detectors)
             route = self._chosen(exchange.verdicts)
@@ -214,6 +273,18 @@ class Guard:
         exchange.route = route
         exchange.awaited = intervention
         return intervention
+
+    def _observe(self, exchange: Exchange, prompt: Prompt, readings: Readings) -> None:
+        """Judge and take down the route, without an effect on the answer."""
+        try:
+            exchange.verdicts = tuple(self._verdict(d, prompt, readings) for d in self.detectors)
+            exchange.would_route = self._chosen(exchange.verdicts)
+        except Exception as error:  # whatever it is, an observer does not stand in the way
+            exchange.would_route = ERROR
+            if not exchange.verdicts:
+                exchange.verdicts = tuple(d.unscored(str(error)) for d in self.detectors)
+        is_scored = exchange.would_route not in (ERROR, PASS_UNSCORED)
+        exchange.route = PASS if is_scored else PASS_UNSCORED
 
     def _verdict(self, detector: CalibratedDetector, prompt: Prompt, readings: Readings) -> Verdict:
         forged = prompt.has_forged_markers
@@ -272,8 +343,16 @@ def _check_detectors(engine: Engine, detectors: Sequence[CalibratedDetector]) ->
                 raise _incapable(engine, f"detector {detector.name!r}", type(read))
 
 
+def _check_monitor(engine: Engine, monitor: ReplyMonitor, names: Sequence[str]) -> None:
+    if monitor.detector.name in names:
+        raise ConfigError(f"two detectors have the same name: {[*names, monitor.detector.name]}")
+    for need in (Monitor, type(monitor.intervention)):
+        if need not in engine.capabilities:
+            raise _incapable(engine, f"detector {monitor.detector.name!r}", need)
+
+
 def _check_responders(engine: Engine, route: Route, responders: Mapping[str, Responder]) -> None:
-    reserved = {PASS, PASS_UNSCORED, ERROR} & set(responders)
+    reserved = {PASS, PASS_UNSCORED, ERROR, STOPPED} & set(responders)
     if reserved:
         raise ConfigError(f"responders cannot be called {sorted(reserved)}: these are routes")
     unknown = route.responders - set(responders)

@@ -155,9 +155,38 @@ def find_artifact(source: str | Path, model_id: ModelId, *, watches: Watches = "
     Raises:
         ConfigError: There is none.
     """
-    packaged = {path.parent.name: path.parent for path in _manifests()}
     if source == "pretrained":
-        return _fitting(packaged, model_id, watches)
+        return _fitting(model_id, watches)
+    return _folder(source)
+
+
+def check_source(source: str, *, watches: Watches = "prompt", fpr: float | None = None) -> None:
+    """See that a source means a detector, as far as that can be told without the model.
+
+    Args:
+        source: See `load_detector`.
+        watches: What it has to judge.
+        fpr: The false-positive rate that its artifact must have a threshold for.
+
+    Raises:
+        ConfigError: There is no such detector, it judges something else, or it has no threshold for
+            this rate.
+        DataError: The artifact is damaged.
+    """
+    if source == "pretrained":
+        return
+    if _is_by_name(source):
+        by_name.parse(source)
+        return
+    folder = _folder(source)
+    artifact = artifacts.read(folder)
+    _require_watching(artifact, watches, name=folder.name)
+    if fpr is not None:
+        artifact.calibration.at(fpr)
+
+
+def _folder(source: str | Path) -> Path:
+    packaged = {path.parent.name: path.parent for path in _manifests()}
     if Path(source).is_dir():
         return Path(source).resolve()
     if str(source) in packaged:
@@ -172,12 +201,13 @@ def _manifests() -> list[Path]:
     return sorted(PRETRAINED_PATH.glob(f"*/{artifacts.MANIFEST}"))
 
 
-def _fitting(packaged: dict[str, Path], model_id: ModelId, watches: Watches) -> Path:
-    for folder in packaged.values():
+def _fitting(model_id: ModelId, watches: Watches) -> Path:
+    folders = [path.parent for path in _manifests()]
+    for folder in folders:
         artifact = artifacts.read(folder)
         if artifact.watches == watches and not artifact.model_id.differences(model_id):
             return folder
     raise ConfigError(
         f"no packaged detector that watches a {watches} was fitted on {model_id.name} (packaged: "
-        f"{sorted(packaged)}): fit one with `demur fit` and give its folder"
+        f"{[folder.name for folder in folders]}): fit one with `demur fit` and give its folder"
     )

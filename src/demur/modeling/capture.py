@@ -6,7 +6,7 @@ after the deepest block that is read, and no LM head runs.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -180,23 +180,53 @@ def recording(
         DataError: A prompt has no such positions.
     """
     recorder = Recorder(prompts, reads, starts)
+
+    def take(slot: Slot, index: int, states: Tensor) -> None:
+        started = time.perf_counter()
+        slot.take(index, states, recorder.present)
+        recorder.seconds += time.perf_counter() - started
+
+    with filling(parts, recorder.slots, take=take):
+        yield recorder
+
+
+def keep_all(slot: Slot, index: int, states: Tensor) -> None:
+    """Keep what a slot wants of a module that saw all rows of the pass."""
+    slot.take(index, states, None)
+
+
+@contextmanager
+def filling(
+    parts: Parts,
+    slots: Mapping[CaptureSpec, Slot],
+    *,
+    take: Callable[[Slot, int, Tensor], None] = keep_all,
+) -> Iterator[None]:
+    """Fill slots while the model runs inside the block; hooks are always removed.
+
+    Args:
+        parts: Of the model that will run.
+        slots: What to keep, by read.
+        take: Called with a slot, the place among its layers, and a module's output.
+
+    Raises:
+        ConfigError: A read names a layer that the model does not have.
+    """
     wanted: dict[nn.Module, list[tuple[Slot, int]]] = {}
-    for spec, slot in recorder.slots.items():
+    for spec, slot in slots.items():
         for index, layer in enumerate(spec.layers):
             wanted.setdefault(parts.module(layer, spec.site), []).append((slot, index))
 
     def hook(module: nn.Module, _inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
-        started = time.perf_counter()
         states = output if isinstance(output, Tensor) else output[0]
         for slot, index in wanted[module]:
-            slot.take(index, states, recorder.present)
-        recorder.seconds += time.perf_counter() - started
+            take(slot, index, states)
 
     handles: list[torch.utils.hooks.RemovableHandle] = []
     try:
         for module in wanted:
             handles.append(module.register_forward_hook(hook))
-        yield recorder
+        yield
     finally:
         for handle in handles:
             handle.remove()

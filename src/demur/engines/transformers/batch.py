@@ -14,8 +14,10 @@ from torch.nn.functional import pad
 from transformers import DynamicCache
 
 from demur.core.protocols import Done, Request
+from demur.core.reads import CaptureSpec
 from demur.engines.transformers.sampling import row_generator
 from demur.engines.transformers.text import TextStream
+from demur.modeling.capture import Slot
 
 
 @dataclass
@@ -29,11 +31,15 @@ class Row:
     next_token: int = -1
     """Drawn, but not read yet."""
     num_drawn: int = 0
+    end: Done | None = None
+    """What is said once the monitor has seen the last token, which is drawn already."""
     generator: torch.Generator = field(init=False)
 
     def __post_init__(self) -> None:
         """Give the row its own generator."""
-        self.generator = row_generator(self.request.sampling, self.request.id)
+        self.generator = row_generator(
+            self.request.sampling, self.request.draw_id or self.request.id
+        )
 
 
 class Batch:
@@ -90,6 +96,17 @@ class Batch:
         ]
         self.keep([index for index, gone in enumerate(is_given_up) if not gone])
         return events
+
+    def slots(self) -> dict[CaptureSpec, tuple[list[int], Slot]]:
+        """Return for each read of a monitor its rows, and where their states go in the next step.
+
+        A step has one token a row.
+        """
+        rows: dict[CaptureSpec, list[int]] = {}
+        for index, row in enumerate(self.rows):
+            if row.request.monitor is not None:
+                rows.setdefault(row.request.monitor.read, []).append(index)
+        return {spec: (of, Slot(spec, [[row] for row in of])) for spec, of in rows.items()}
 
     def inputs(self, device: torch.device) -> dict[str, Tensor | DynamicCache | None]:
         """Return the model's inputs for the next step: one new token a row."""

@@ -3,22 +3,32 @@
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
 from demur.core.errors import DataError
-from demur.core.interventions import Intervention, PrependText, ReplyWith
-from demur.core.protocols import Done, Event, Request, Scored, Switched, TokenOut, Waiting
-from demur.core.readings import Deferred, Readings, Values
+from demur.core.interventions import EndReply, Intervention, PrependText, ReplyWith
+from demur.core.protocols import (
+    Done,
+    Event,
+    Monitor,
+    Request,
+    Scored,
+    Switched,
+    TokenOut,
+    Watched,
+)
+from demur.core.readings import Array, Deferred, Readings, Values
 from demur.core.reads import CaptureSpec, OwnPass, Read, Texts, in_prefill
 from demur.core.types import Chat, ModelId, Prompt
+from demur.engines._waiting import Waiting
 from demur.engines.transformers.batch import Batch, Row
 from demur.engines.transformers.sampling import draw
 from demur.engines.transformers.text import TextStream
-from demur.modeling.capture import capture, recording
+from demur.modeling.capture import capture, filling, recording
 from demur.modeling.chat import ChatRenderer
 from demur.modeling.load import Dtype, LoadedModel, load
 from demur.modeling.own_pass import OwnPasses
@@ -79,7 +89,7 @@ class TransformersEngine:
     @property
     def capabilities(self) -> frozenset[type]:
         """The reads and interventions that this engine can do."""
-        return frozenset({CaptureSpec, Texts, OwnPass, ReplyWith, PrependText})
+        return frozenset({CaptureSpec, Texts, OwnPass, ReplyWith, PrependText, EndReply, Monitor})
 
     @property
     def max_tokens(self) -> int:
@@ -163,16 +173,17 @@ class TransformersEngine:
         if intervention is not None:
             events.append(Switched(request.id, intervention))
             if isinstance(intervention, ReplyWith):
-                return [*events, *self._replaced(request, intervention)]
+                return [*events, *self._replaced(request, intervention, first=len(prompt))]
+            if isinstance(intervention, EndReply):
+                return [*events, Done(request.id, "ended")]
             prompt = self._changed(prompt, intervention)
             logits, cache = self._prefill(prompt)
         text = TextStream(self._tokenizer, request.sampling.stop)
         row = Row(request, text, len(prompt))
-        token, done = self._advance(row, logits)
-        if done is None:
+        events += self._advance(row, logits)
+        if not isinstance(events[-1], Done):
             batch.join(row, cache)
-            return [*events, token]
-        return [*events, token, done]
+        return events
 
     def _with_own_passes(self, readings: Readings, request: Request) -> Readings:
         """Add the passes of their own, which run only if a detector asks for them."""
@@ -187,12 +198,14 @@ class TransformersEngine:
         assert isinstance(intervention, PrependText), "the guard checked the capabilities"
         return self.render(prompt.chat.with_safety_prompt(intervention.text))
 
-    def _replaced(self, request: Request, intervention: ReplyWith) -> Iterator[Event]:
+    def _replaced(
+        self, request: Request, intervention: ReplyWith, *, first: int
+    ) -> Iterator[Event]:
         ids = self._tokenizer(intervention.text, add_special_tokens=False)["input_ids"]
         text = TextStream(self._tokenizer)
         for number, token_id in enumerate(ids):
             shown = text.push(token_id, is_last=number == len(ids) - 1)
-            yield TokenOut(request.id, len(request.prompt) + number, token_id, shown, 0.0)
+            yield TokenOut(request.id, first + number, token_id, shown, 0.0)
         yield Done(request.id, "replaced")
 
     def _step(self, batch: Batch) -> Iterator[Event]:
@@ -201,7 +214,7 @@ class TransformersEngine:
         if not batch.rows:
             return
         try:
-            all_logits = self._forward(batch)
+            all_logits, states = self._forward(batch)
         except Exception as error:  # the pass is shared, and so is its failure
             failed = [
                 Done(row.request.id, "error", f"{type(error).__name__}: {error}")
@@ -214,17 +227,48 @@ class TransformersEngine:
         events: list[Event] = []
         for index, row in enumerate(batch.rows):
             row.length += 1
-            token, done = self._advance(row, all_logits[index])
-            events.append(token)
-            if done is None:
+            of_row = list(self._watched(row, states.get(index)))
+            if not (of_row and isinstance(of_row[-1], Done)):
+                of_row += self._advance(row, all_logits[index])
+            events += of_row
+            if not isinstance(of_row[-1], Done):
                 going_on.append(index)
-            else:
-                events.append(done)
         batch.keep(going_on)
         yield from events
 
-    def _advance(self, row: Row, logits: Tensor) -> tuple[TokenOut, Done | None]:
-        """Draw a row's next token from the logits [vocabulary] of its last one."""
+    def _watched(self, row: Row, states: Array | None) -> Iterator[Event]:
+        """Show a monitor the states [layer, d_model] of a row's newest token, and do as it says.
+
+        Without an intervention, a reply whose last token this was is done.
+        """
+        request = row.request
+        if request.monitor is None or states is None:
+            return
+        started = time.perf_counter()
+        try:
+            intervention = request.monitor.watch(states)
+        except Exception as error:  # one request's failure is its own
+            yield Done(request.id, "error", f"{type(error).__name__}: {error}")
+            return
+        yield Watched(request.id, row.num_drawn, time.perf_counter() - started)
+        if intervention is not None:
+            yield Switched(request.id, intervention)
+            if isinstance(intervention, ReplyWith):
+                yield from self._replaced(request, intervention, first=row.length)
+            elif isinstance(intervention, EndReply):
+                yield Done(request.id, "ended")
+            else:
+                yield Done(request.id, "error", f"a reply cannot go on under {intervention}")
+        elif row.end is not None:
+            yield row.end
+
+    def _advance(self, row: Row, logits: Tensor) -> list[Event]:
+        """Draw a row's next token from the logits [vocabulary] of its last one.
+
+        Returns:
+            The token, and what ends the reply with it. A monitor is still to see a last token that
+            is part of the text, so such a row goes on for a step.
+        """
         drawn = draw(logits, row.request.sampling, row.generator)
         row.next_token = drawn.token_id
         row.num_drawn += 1
@@ -234,12 +278,13 @@ class TransformersEngine:
         )
         shown = row.text.push(drawn.token_id, is_last=is_end or is_full)
         token = TokenOut(row.request.id, row.length, drawn.token_id, shown, drawn.logprob)
-        reason: Literal["stop", "length"] | None = None
-        if is_end or row.text.is_stopped:
-            reason = "stop"
-        elif is_full:
-            reason = "length"
-        return token, None if reason is None else Done(row.request.id, reason)
+        if not (is_end or row.text.is_stopped or is_full):
+            return [token]
+        done = Done(row.request.id, "stop" if is_end or row.text.is_stopped else "length")
+        if is_end or row.request.monitor is None:
+            return [token, done]
+        row.end = done
+        return [token]
 
     @torch.inference_mode()
     def _prefill(self, prompt: Prompt) -> tuple[Tensor, DynamicCache]:
@@ -254,11 +299,23 @@ class TransformersEngine:
         return output.logits[0, -1].float(), cache
 
     @torch.inference_mode()
-    def _forward(self, batch: Batch) -> Tensor:
-        """Read each row's next token; return the logits [row, vocabulary]."""
-        output = self._model(**batch.inputs(self._device), use_cache=True, logits_to_keep=1)
+    def _forward(self, batch: Batch) -> tuple[Tensor, dict[int, Array]]:
+        """Read each row's next token.
+
+        Returns:
+            The logits [row, vocabulary], and the states [layer, d_model] that monitors want, by
+            row.
+        """
+        slots = batch.slots()
+        with filling(self._loaded.parts, {spec: slot for spec, (_, slot) in slots.items()}):
+            output = self._model(**batch.inputs(self._device), use_cache=True, logits_to_keep=1)
         logits: Tensor = output.logits[:, -1].float()
-        return logits
+        states = {
+            row: of[:, 0]
+            for rows, slot in slots.values()
+            for row, of in zip(rows, slot.values(), strict=True)
+        }
+        return logits, states
 
     def _elapsed(self, started: float) -> float:
         if self._device.type == "cuda":

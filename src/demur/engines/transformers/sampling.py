@@ -17,12 +17,12 @@ class Drawn:
     logprob: float
 
 
-def row_generator(sampling: Sampling, request_id: str) -> torch.Generator:
-    """Return a generator seeded by the seed and the request's id, on the CPU.
+def row_generator(sampling: Sampling, draw_id: str) -> torch.Generator:
+    """Return a generator seeded by the seed and the id of the draws, on the CPU.
 
     A row draws the same tokens whatever its neighbours are.
     """
-    digest = hashlib.sha256(f"{sampling.seed}:{request_id}".encode()).digest()
+    digest = hashlib.sha256(f"{sampling.seed}:{draw_id}".encode()).digest()
     generator = torch.Generator()
     generator.manual_seed(int.from_bytes(digest[:8], "big", signed=True))
     return generator

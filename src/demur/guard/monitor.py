@@ -1,0 +1,88 @@
+"""A detector that watches replies while they are decoded, and what becomes of a flagged one.
+
+It scores the states that decoding computes anyhow, one token a step. What nobody has judged yet can
+be held back, so that no flagged text is shown.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from demur.core.errors import ConfigError, DataError
+from demur.core.interventions import EndReply, ReplyWith
+from demur.core.protocols import Monitor, StreamingDetector
+from demur.core.readings import Array
+from demur.core.reads import by_token
+from demur.core.results import Verdict
+from demur.guard.calibrated import CalibratedDetector
+
+
+@dataclass(frozen=True)
+class ReplyMonitor:
+    """Judges replies token by token.
+
+    A reply is flagged by the highest score that it has had so far, as thresholds of reply detectors
+    are calibrated.
+
+    Raises:
+        ConfigError: The detector judges prompts, cannot score a text as it grows, or `hold_tokens`
+            is negative.
+    """
+
+    detector: CalibratedDetector
+    intervention: ReplyWith | EndReply = field(default_factory=EndReply)
+    """What becomes of a flagged reply: it ends, or a text takes its place."""
+    hold_tokens: int = 1
+    """Tokens that are held back: the last ones stay unseen until as many have been judged. With 1
+    every token is judged before it is shown; 0 shows tokens at once. What was shown is never taken
+    back."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot watch a reply."""
+        name, detector = self.detector.name, self.detector.detector
+        if detector.watches != "reply" or not isinstance(detector, StreamingDetector):
+            raise ConfigError(
+                f"detector {name!r} cannot watch a reply while it is decoded: give one that was "
+                "fitted with --watches reply"
+            )
+        if len(detector.reads) != 1:
+            raise ConfigError(f"detector {name!r} reads {len(detector.reads)} captures, not one")
+        if self.hold_tokens < 0:
+            raise ConfigError(f"hold_tokens is {self.hold_tokens}: expected 0 or more")
+
+    def watching(self, report: Callable[[Verdict], None], *, observes: bool = False) -> Monitor:
+        """Return what an engine calls for the tokens of one reply.
+
+        Args:
+            report: Called with the verdict on the reply after each token.
+            observes: Never intervene.
+        """
+        watch = _Watch(self, report, observes=observes)
+        return Monitor(by_token(self.detector.detector.reads)[0], watch)
+
+
+class _Watch:
+    """The state of one reply."""
+
+    def __init__(
+        self, monitor: ReplyMonitor, report: Callable[[Verdict], None], *, observes: bool
+    ) -> None:
+        detector: Any = monitor.detector.detector
+        self._detector: StreamingDetector = detector
+        self._monitor = monitor
+        self._report = report
+        self._observes = observes
+        self._state = self._detector.start(1)
+        self._highest = -math.inf
+
+    def __call__(self, states: Array) -> ReplyWith | EndReply | None:
+        """Judge the reply after one more token, with its states [layer, d_model]."""
+        self._state, scores = self._detector.update(self._state, states[None])
+        score = float(scores[0])
+        if not math.isfinite(score):
+            raise DataError(f"the score is {score}: expected a finite number")
+        self._highest = max(self._highest, score)
+        verdict = self._monitor.detector.judge(self._highest)
+        self._report(verdict)
+        return self._monitor.intervention if verdict.flagged and not self._observes else None

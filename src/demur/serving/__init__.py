@@ -1,0 +1,1 @@
+"""The HTTP server: what clients of OpenAI speak, with a guard behind it."""

@@ -1,0 +1,214 @@
+"""Runs a chat's exchanges through the scheduler, and says what became of them.
+
+All replies of one request are drawn from the same prompt. The answer begins when the first of them
+has been decided on: until then nothing is sent, not even a header.
+"""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Self
+
+from demur.core.errors import DataError
+from demur.core.results import ERROR, Token
+from demur.core.types import Chat, Sampling
+from demur.guard.exchange import Exchange
+from demur.serving.errors import ApiError
+from demur.serving.records import BLOCK, record_of
+from demur.serving.scheduler import OverloadedError
+from demur.serving.service import Service
+from demur.serving.verdicts import GuardReport, report
+
+
+@dataclass(frozen=True)
+class Call:
+    """What is known of a request beside its chat."""
+
+    endpoint: str
+    """For metrics and the audit log."""
+    id: str
+    """Each exchange has one of its own, made of it."""
+    identifier: str | None = None
+    """What the client calls its user."""
+
+
+@dataclass
+class Answer:
+    """The replies to one chat, while they come."""
+
+    service: Service
+    call: "Call"
+    exchanges: list[Exchange]
+    abandoned: threading.Event
+    _recorded: set[int] = field(default_factory=set)
+    """Places of the exchanges that were counted and recorded."""
+    _streams: list[AsyncIterator[Token]] = field(default_factory=list)
+    _first: Token | None = None
+
+    @classmethod
+    async def begin(
+        cls, service: Service, chat: Chat, sampling: Sampling, *, call: Call, n: int = 1
+    ) -> Self:
+        """Render a chat, queue its exchanges, and wait until the first is decided on.
+
+        Args:
+            service: Whose guard answers.
+            chat: What to answer.
+            sampling: How the replies are drawn.
+            call: Names the request.
+            n: Number of replies.
+
+        Raises:
+            ApiError: The chat cannot be rendered or scored, was blocked, or the server has too much
+                to do.
+        """
+        await service.records.require_writable()
+        abandoned = threading.Event()
+        loop = asyncio.get_running_loop()
+        opened = [
+            await loop.run_in_executor(
+                service.renderer,
+                partial(
+                    service.guard.open,
+                    chat,
+                    sampling,
+                    request_id=f"{call.id}-{number}",
+                    draw_id=str(number),
+                    is_abandoned=abandoned.is_set,
+                ),
+            )
+            for number in range(n)
+        ]
+        answer = cls(service, call, opened, abandoned)
+        try:
+            await answer._decide()
+        except BaseException:
+            answer.close()
+            raise
+        return answer
+
+    async def _decide(self) -> None:
+        """Wait for the first exchange's first token, or its end."""
+        self._streams = [self.service.scheduler.tokens(of) for of in self.exchanges]
+        try:
+            self._first = await anext(self._streams[0], None)
+        except OverloadedError as error:
+            raise overloaded(error, self.service) from error
+        first = self.exchanges[0]
+        if first.route == ERROR:
+            await self._require_success(0)
+        if first.route == BLOCK:
+            async for _ in self._streams[0]:
+                pass
+            await self._finish(0)
+            raise blocked(self.report())
+
+    async def tokens(self, number: int) -> AsyncIterator[Token]:
+        """Yield a reply's tokens; afterwards its exchange is complete, counted and recorded.
+
+        Raises:
+            ApiError: The reply failed half way, or the server has too much to do.
+        """
+        if number == 0 and self._first is not None:
+            yield self._first
+        try:
+            async for token in self._streams[number]:
+                yield token
+        except OverloadedError as error:
+            raise overloaded(error, self.service) from error
+        await self._require_success(number)
+        await self._finish(number)
+
+    async def _require_success(self, number: int) -> None:
+        """Raise what went wrong with an exchange.
+
+        Raises:
+            ApiError: 400 for a chat that cannot be rendered, 503 for what the server failed at.
+        """
+        exchange = self.exchanges[number]
+        if exchange.route != ERROR:
+            return
+        await self._finish(number)
+        failure = exchange.failure
+        if isinstance(failure, DataError) and exchange.request is None:
+            code = "context_length_exceeded" if "tokens" in str(failure) else "invalid_prompt"
+            raise ApiError(400, str(failure), param="messages", code=code)
+        raise ApiError(
+            503,
+            f"the prompt could not be answered safely: {failure}",
+            type="server_error",
+            code="not_answered",
+        )
+
+    def report(self) -> GuardReport:
+        """Return what the answer says of the guard so far; the prompt is the same for all."""
+        return report(self.exchanges, self.service.guard)
+
+    def close(self) -> None:
+        """Let go of replies that are not complete, and record those that had begun."""
+        self.abandoned.set()
+        for number in range(len(self.exchanges)):
+            if number not in self._recorded and self.exchanges[number].scored is not None:
+                self.service.do_later(self._record_abandoned(number))
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Tokens of the prompt as the model reads it."""
+        request = self.exchanges[0].request
+        return 0 if request is None else len(request.prompt)
+
+    async def _finish(self, number: int) -> None:
+        """Count and record an exchange that is complete.
+
+        Raises:
+            ApiError: 503, if the audit log cannot be written and nothing is answered without it.
+        """
+        self._recorded.add(number)
+        exchange = self.exchanges[number]
+        self.service.metrics.count(
+            self.call.endpoint, exchange.reply(), num_prompt_tokens=self.num_prompt_tokens
+        )
+        await self._record(exchange)
+
+    async def _record_abandoned(self, number: int) -> None:
+        self._recorded.add(number)
+        try:
+            await self._record(self.exchanges[number])
+        except ApiError:  # told to the next client
+            return
+
+    async def _record(self, exchange: Exchange) -> None:
+        await self.service.records.write(
+            record_of(
+                exchange,
+                self.service.guard,
+                endpoint=self.call.endpoint,
+                model=self.service.model_name,
+                identifier=self.call.identifier,
+            )
+        )
+
+
+def overloaded(error: OverloadedError, service: Service) -> ApiError:
+    """Return the answer to a request for which there is no room."""
+    return ApiError(
+        429,
+        str(error),
+        type="rate_limit_error",
+        code="overloaded",
+        headers={"Retry-After": str(service.settings.limits.retry_after_s)},
+    )
+
+
+def blocked(found: GuardReport) -> ApiError:
+    """Return the answer to a prompt that is blocked."""
+    return ApiError(
+        400,
+        "the prompt was flagged, and this server does not answer flagged prompts",
+        param="messages",
+        code="content_filter",
+        headers=found.headers,
+        extra={"demur": found.model_dump()},
+    )

@@ -1,0 +1,127 @@
+"""`POST /v1/moderations`: judges texts without answering them."""
+
+import asyncio
+import secrets
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from demur.core.errors import DataError
+from demur.core.types import Chat, Sampling
+from demur.serving.answers import Answer, Call
+from demur.serving.clients import service_of, while_connected
+from demur.serving.errors import ApiError, ErrorResponse, invalid, unsupported
+from demur.serving.service import Service
+from demur.serving.verdicts import GuardReport, openai_result
+
+PATH = "/v1/moderations"
+SCORE_ONLY = Sampling(max_tokens=0)
+
+router = APIRouter()
+
+
+class ModerationPart(BaseModel):
+    """A part of one input."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    type: str
+    text: str | None = None
+
+
+class ModerationRequest(BaseModel):
+    """Texts to be judged."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    input: str | Annotated[list[str], Field(min_length=1)] | list[ModerationPart]
+    """A text, several, or the parts of one."""
+    model: str | None = None
+    """Any name: the server's own detectors judge."""
+
+    @model_validator(mode="after")
+    def _refuse_nothing(self) -> "ModerationRequest":
+        if not self.input:
+            raise invalid("input", "it is empty: there is nothing to judge")
+        return self
+
+    @property
+    def texts(self) -> list[str]:
+        """The texts, each of which gets a result; the parts of one input are one text.
+
+        Raises:
+            ApiError: A part is something else than text.
+        """
+        if isinstance(self.input, str):
+            return [self.input]
+        texts = [item for item in self.input if isinstance(item, str)]
+        parts = [item for item in self.input if isinstance(item, ModerationPart)]
+        for number, part in enumerate(parts):
+            if part.type != "text" or part.text is None:
+                raise unsupported(f"input.{number}", f"detectors read texts, not {part.type!r}")
+        return texts or ["\n".join(part.text or "" for part in parts)]
+
+
+class ModerationResultBody(BaseModel):
+    """The verdict on one text; a category without a fitted head is null, and named."""
+
+    flagged: bool
+    categories: dict[str, bool | None]
+    category_scores: dict[str, float | None]
+    category_applied_input_types: dict[str, list[Literal["text"]]]
+    unsupported_categories: list[str]
+    demur: GuardReport
+
+
+class ModerationResponse(BaseModel):
+    """The verdicts, in the order of the texts."""
+
+    id: str
+    model: str
+    results: list[ModerationResultBody]
+
+
+@router.post(
+    PATH,
+    response_model=ModerationResponse,
+    responses={status: {"model": ErrorResponse} for status in (400, 401, 413, 429, 503, 504)},
+)
+async def create_moderation(body: ModerationRequest, request: Request) -> Response:
+    """Judge texts as prompts."""
+    service = service_of(request)
+    service.require_ready()
+    limit = service.settings.limits.max_moderation_inputs
+    if not isinstance(body.input, str) and len(body.input) > limit:
+        raise invalid("input", f"{len(body.input)} are more than the {limit} that are allowed")
+    id = f"modr-{secrets.token_hex(12)}"
+    judged = (_judged(service, text, f"{id}-{number}") for number, text in enumerate(body.texts))
+    async with asyncio.timeout(service.settings.limits.request_timeout_s):
+        found = await while_connected(request, _all(judged))
+    response = ModerationResponse(
+        id=id,
+        model=",".join(of.name for of in service.guard.detectors),
+        results=[ModerationResultBody.model_validate(openai_result(of)) for of in found],
+    )
+    return JSONResponse(response.model_dump(), headers={"x-request-id": id})
+
+
+async def _all(judged: Any) -> list[GuardReport]:
+    return list(await asyncio.gather(*judged))
+
+
+async def _judged(service: Service, text: str, id: str) -> GuardReport:
+    """Return what the detectors say of a text.
+
+    Raises:
+        ApiError: It cannot be judged.
+    """
+    try:
+        chat = Chat.from_text(text)
+    except DataError as error:
+        raise ApiError(400, f"input: {error}", param="input", code="invalid_prompt") from error
+    answer = await Answer.begin(service, chat, SCORE_ONLY, call=Call(PATH, id))
+    async for _ in answer.tokens(0):
+        pass
+    return answer.report()

@@ -1,0 +1,38 @@
+"""Runs the application under uvicorn until it is told to stop."""
+
+import uvicorn
+
+from demur.serving.app import create_app
+from demur.serving.settings import Settings
+
+MAX_HEADER_BYTES = 64 * 1024
+
+
+def run(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT; replies under way are finished first.
+
+    Args:
+        settings: Of the server.
+
+    Raises:
+        DemurError: The guard could not be loaded.
+    """
+    failures: list[Exception] = []
+
+    def stop(error: Exception) -> None:
+        failures.append(error)
+        server.should_exit = True
+
+    server = uvicorn.Server(
+        uvicorn.Config(
+            create_app(settings, on_load_failure=stop),
+            host=settings.host,
+            port=settings.port,
+            log_level="warning",
+            timeout_graceful_shutdown=int(settings.limits.shutdown_timeout_s),
+            h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+        )
+    )
+    server.run()
+    if failures:
+        raise failures[0]

@@ -1,0 +1,185 @@
+"""What the server's endpoints share: the guard behind a scheduler, its state, and its bookkeeping.
+
+A service starts without a guard and loads it in a thread, so that probes are answered meanwhile. It
+becomes ready when the detectors' fingerprints were replayed and nothing had moved.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from demur.core import registry
+from demur.core.errors import DemurError, ModelMismatchError
+from demur.engines.transformers import TransformersEngine
+from demur.guard import Guard, fingerprint
+from demur.guard.loading import Opened, open_detector
+from demur.guard.monitor import ReplyMonitor
+from demur.guard.routes import FlaggedTo
+from demur.serving.errors import ApiError
+from demur.serving.metrics import Metrics
+from demur.serving.records import Records
+from demur.serving.scheduler import Scheduler
+from demur.serving.settings import Settings
+
+LOADING = "the model is being loaded"
+STOPPING = "the server is stopping"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A guard, and what its self-test found."""
+
+    guard: Guard
+    problem: str | None = None
+    """Why it must not serve; None if nothing has moved."""
+
+
+def load_guard(settings: Settings) -> Loaded:
+    """Load model, detectors and responder, and replay the detectors' fingerprints.
+
+    Raises:
+        DemurError: Something named in the settings does not exist or does not fit.
+    """
+    engine = TransformersEngine.load(
+        settings.model, dtype=settings.dtype, max_batch=settings.limits.max_batch
+    )
+    opened = [open_detector(source, engine, verify=False) for source in settings.detectors]
+    watching = [
+        open_detector(source, engine, watches="reply", verify=False)
+        for source in [settings.reply.detector]
+        if source is not None
+    ]
+    responds = settings.on_flagged == "respond"
+    method = registry.load("responders", settings.responder if responds else "fixed_reply")
+    route = settings.responder if responds else settings.on_flagged
+    guard = Guard(
+        engine,
+        [of.calibrated(settings.fpr) for of in opened],
+        route=FlaggedTo(route),
+        responders={route: method() if responds else method(settings.refusal)},
+        on_error=settings.on_error,
+        observes=settings.observe,
+        monitor=_monitor(settings, watching),
+    )
+    try:
+        for of in (*opened, *watching):
+            fingerprint.verify(of.artifact, engine, of.detector)
+    except ModelMismatchError as error:
+        return Loaded(guard, str(error))
+    return Loaded(guard)
+
+
+def _monitor(settings: Settings, watching: Sequence[Opened]) -> ReplyMonitor | None:
+    if not watching:
+        return None
+    detector = watching[0].calibrated(settings.reply.fpr)
+    return ReplyMonitor(detector, hold_tokens=settings.reply.hold_tokens)
+
+
+class Service:
+    """A guard that serves, from its loading to its end.
+
+    Args:
+        settings: Of the server.
+        load: Loads the guard; called once, in a thread.
+    """
+
+    def __init__(self, settings: Settings, *, load: Callable[[Settings], Loaded]) -> None:
+        self.settings = settings
+        self.metrics = Metrics()
+        self.problem: str | None = LOADING
+        """Why nothing is served; None is ready."""
+        self.started_at = int(time.time())
+        """Unix time in seconds."""
+        self._load = load
+        self._guard: Guard | None = None
+        self._scheduler: Scheduler | None = None
+        # One at a time: tokenizers do not like to be used by several threads.
+        self._renderer = ThreadPoolExecutor(1, thread_name_prefix="demur-render")
+        self.records = Records(settings.audit)
+        self._later: set[asyncio.Task[None]] = set()
+        self._pruning: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Load the guard; a failure is the service's problem, and its probes tell it."""
+        try:
+            loaded = await asyncio.to_thread(self._load, self.settings)
+        except Exception as error:
+            is_ours = isinstance(error, DemurError)
+            self.problem = str(error) if is_ours else "the guard could not be loaded, see the log"
+            raise
+        limits = self.settings.limits
+        self._guard = loaded.guard
+        self._scheduler = Scheduler(loaded.guard.engine, max_waiting=limits.max_waiting)
+        self._pruning = asyncio.create_task(self.records.keep_pruned())
+        self.problem = loaded.problem
+        self.metrics.ready.set(self.problem is None)
+        self.metrics.waiting.set_function(lambda: self.scheduler.num_waiting)
+        self.metrics.running.set_function(lambda: self.scheduler.num_running)
+
+    async def stop(self) -> None:
+        """Let what is under way end, within the time that the settings give, and stop."""
+        self.problem = STOPPING
+        self.metrics.ready.set(0)
+        if self._scheduler is not None:
+            timeout_s = self.settings.limits.shutdown_timeout_s
+            await asyncio.to_thread(self._scheduler.close, timeout_s=timeout_s)
+        self._renderer.shutdown(wait=False, cancel_futures=True)
+        if self._pruning is not None:
+            self._pruning.cancel()
+        await asyncio.gather(*self._later, return_exceptions=True)
+        await self.records.close()
+
+    def do_later(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do some work that no client waits for."""
+        task = asyncio.create_task(work)
+        self._later.add(task)
+        task.add_done_callback(self._later.discard)
+
+    @property
+    def is_loaded(self) -> bool:
+        """There is a guard, ready or not."""
+        return self._guard is not None
+
+    @property
+    def guard(self) -> Guard:
+        """The guard, once it is loaded."""
+        assert self._guard is not None, "require_ready comes first"
+        return self._guard
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """The scheduler, once the guard is loaded."""
+        assert self._scheduler is not None, "require_ready comes first"
+        return self._scheduler
+
+    @property
+    def renderer(self) -> ThreadPoolExecutor:
+        """Where chats are rendered."""
+        return self._renderer
+
+    @property
+    def model_name(self) -> str:
+        """What clients call the model."""
+        return self.settings.model_name or self.guard.engine.model_id.name
+
+    def require_ready(self) -> None:
+        """Refuse to serve before the self-test has passed.
+
+        Raises:
+            ApiError: 503, with the reason.
+        """
+        problem = self.problem
+        if problem is None and not self.scheduler.is_alive:
+            problem = STOPPING
+        if problem is not None:
+            raise ApiError(
+                503,
+                f"not ready: {problem}",
+                type="server_error",
+                code="not_ready",
+                headers={"Retry-After": str(self.settings.limits.retry_after_s)},
+            )
