@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.build_pretrained import show_progress
-from benchmarks.rows import VAL_ROWS, SetCapturer, test_suite
+from benchmarks.rows import SetCapturer, research_rows, test_suite
 from benchmarks.studies_report import index
 from demur.cli._studies import StudyRun, judges_of, parameters_of
 from demur.core.examples import Example
@@ -21,7 +21,7 @@ from demur.datasets.demur_data import DemurData
 from demur.engines.transformers import TransformersEngine
 from demur.studies._study import Study
 from demur.studies.prompting import Prompting
-from demur.workflows.study_sets import INSIDE, StudySets, limited, load_study_sets
+from demur.workflows.study_sets import INSIDE, StudySets, load_study_sets
 
 RESULTS = Path(__file__).parent / "results" / "studies"
 STUDIES = ("layers", "detectors", "aggregation", "sample_size", "transfer", "prompting")
@@ -29,32 +29,30 @@ STUDIES = ("layers", "detectors", "aggregation", "sample_size", "transfer", "pro
 OF_PACKAGED = ("robustness", "attacks")
 """Those that put the packaged detector to the test, which fits the embedded model only."""
 LIMIT = 40
+MOST_ASKED = 20
+"""Prompts of a set that the model is asked about, ten wordings each."""
 NUM_SEEDS = 5
 
 
 def made(name: str, *, limit: int) -> Study:
     """Return a study with its defaults; the one that asks the model asks about fewer prompts."""
     if name == "prompting":
-        return Prompting(max_prompts=limit)
+        return Prompting(max_prompts=min(limit, MOST_ASKED))
     study: Study = load("studies", name)()
     return study
 
 
 def all_sizes(data: DemurData) -> StudySets:
-    """Return the collection's small balanced selection whole, to fit on; else the benchmarks' rows.
+    """Return the rows of the other benchmarks, some 3,900 prompts a class to fit on.
 
-    These share readings with the other benchmarks, and the embedded model can take them all.
+    They share readings with these, and the embedded model can take them all.
     """
-    train: list[Example] = []
-    val: list[Example] = []
-    for name in data.sets:
-        train += data.load(name, ("train",), small=True)
-        val += limited(data.load(name, ("val",), small=True), VAL_ROWS, seed=0)
+    rows = research_rows(data)
     tests: dict[str, list[Example]] = {}
     for of in test_suite().sets:
         tests.setdefault(INSIDE if of.split == INSIDE else of.name, []).extend(of.examples)
     pools = {of.name: of.pool[0] for of in test_suite().sets if of.pool and of.split != INSIDE}
-    return StudySets(train, val, tests, pools)
+    return StudySets(rows.train, rows.val, tests, pools)
 
 
 def run_study(name: str, run: StudyRun, out: Path, *, has_all_sizes: bool) -> None:
@@ -64,13 +62,15 @@ def run_study(name: str, run: StudyRun, out: Path, *, has_all_sizes: bool) -> No
         name: Of the study.
         run: The model and the prompts.
         out: The model's folder.
-        has_all_sizes: Fit the sample sizes on all training prompts that there are.
+        has_all_sizes: Fit the sample sizes on the rows of the other benchmarks.
     """
     if name == "sample_size" and has_all_sizes:
         capture = SetCapturer(run.engine, report=show_progress)
-        run = replace(
-            run, sets=all_sizes(DemurData(Path(run.data))), limit=None, reader=capture.read
+        sets = all_sizes(DemurData(Path(run.data)))
+        opened = StudyRun.open(
+            run.engine, sets, data=run.data, limit=None, num_seeds=len(run.seeds)
         )
+        run = replace(opened, reader=capture.read)
     study = made(name, limit=run.limit or LIMIT)
     run.run(study, out / name, parameters=parameters_of(study))
 
@@ -87,7 +87,7 @@ def main() -> None:
         default=",".join(STUDIES),
         help=f"names with commas, also {' and '.join(OF_PACKAGED)}, of the packaged detector",
     )
-    parser.add_argument("--all-sizes", action="store_true", help="sample sizes without the limit")
+    parser.add_argument("--all-sizes", action="store_true", help="sample sizes up to 3,000 a class")
     parser.add_argument("--out", type=Path, default=RESULTS, help="the folder for results")
     options = parser.parse_args()
     data = str(DemurData().folder)

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import studies
+from benchmarks.rows import Selection
+from demur.datasets.demur_data import DemurData
 from tests.model_folder import Workplace
 from tests.unit.test_studies_sets import rows, write_collection
 
@@ -19,6 +21,12 @@ def collection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     )
     monkeypatch.setenv("DEMUR_DATA", str(folder))
     return folder
+
+
+def rows_of_pool(data: DemurData) -> Selection:
+    """Return the rows of the other benchmarks, without those that ship with demur."""
+    train, val = (data.load("pool", (split,)) for split in ("train", "val"))
+    return Selection("research", train, val, "nothing")
 
 
 def test_every_study_has_its_folder_and_sample_sizes_may_go_over_the_limit(
@@ -35,6 +43,7 @@ def test_every_study_has_its_folder_and_sample_sizes_may_go_over_the_limit(
         str(tmp_path / "out"),
     ]
     names = ["--studies", "layers,sample_size", "--all-sizes"]
+    monkeypatch.setattr(studies, "research_rows", rows_of_pool)
     monkeypatch.setattr("sys.argv", ["studies", *map(str, workplace.model), *options, *names])
     studies.main()
     (folder,) = (tmp_path / "out").iterdir()

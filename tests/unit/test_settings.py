@@ -126,7 +126,7 @@ def test_a_file_may_begin_with_a_byte_order_mark(folder: Path) -> None:
         ("[limits]\nrequest_timeout_s = '1'", "request_timeout_s is '1': expected a number"),
         ("limits = 3", "limits: expected a table"),
         ("detectors = 'a'", 'detectors is \'a\': expected a list such as ["a", "b"]'),
-        ("detectors = [1]", "detectors[0] is 1: expected a text"),
+        ("detectors = ['a', 1]", "detectors[1] is 1: expected a text"),
         ("detectors = []", "detectors is []: expected at least 1 of them"),
         ("on_flagged = 'stop'", "on_flagged is 'stop': expected 'respond', 'refuse' or 'block'"),
         ("[audit]\nkeep_text = true", "audit: expected retention_days beside keep_text"),

@@ -144,7 +144,7 @@ class Settings(BaseSettings):
     responder: Text = "fixed_reply"
     """Who answers flagged prompts, with on_flagged = "respond"."""
     on_flagged: Literal["respond", "refuse", "block"] = "respond"
-    """What flagged prompts get: the responder's answer (respond), a refusal (refuse), HTTP 400 (block)."""
+    """What flagged prompts get: the responder (respond), a refusal (refuse), HTTP 400 (block)."""
     refusal: Text = "I can't help with this request."
     """The text of a refusal."""
     on_error: Literal["refuse", "pass_unscored"] = "refuse"
