@@ -29,7 +29,7 @@ STUDIES = ("layers", "detectors", "aggregation", "sample_size", "transfer", "pro
 OF_PACKAGED = ("robustness", "attacks")
 """Those that put the packaged detector to the test, which fits the embedded model only."""
 LIMIT = 40
-MOST_ASKED = 20
+MOST_ASKED = 10
 """Prompts of a set that the model is asked about, ten wordings each."""
 NUM_SEEDS = 5
 
