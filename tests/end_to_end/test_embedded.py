@@ -9,6 +9,9 @@ import pytest
 import torch
 
 from demur.cli.main import run
+from demur.core.reads import CaptureSpec
+from demur.core.results import PASS
+from demur.core.types import Sampling
 from demur.datasets import starter
 from demur.engines.transformers import TransformersEngine
 from demur.guard import Guard
@@ -49,14 +52,29 @@ def test_scores_hardly_depend_on_the_number_format(dtype: str) -> None:
 
 def test_captured_states_are_output_hidden_states_of_the_real_model() -> None:
     engine = TransformersEngine.load("embedded", dtype="float32")
-    (read,) = Guard.load(engine).detectors[0].detector.reads
+    last, mean = Guard.load(engine).detectors[0].detector.reads
+    assert isinstance(last, CaptureSpec)
+    assert isinstance(mean, CaptureSpec)
     prompt = engine.render(starter.load("demo")[0].chat)
-    states = capture(engine.loaded.parts, [prompt], [read]).pooled(read)[0]  # type: ignore[arg-type]
+    (user,) = prompt.spans_of("user")
+    readings = capture(engine.loaded.parts, [prompt], [last, mean])
     with torch.inference_mode():
         output = engine.loaded.model(torch.tensor([prompt.token_ids]), output_hidden_states=True)
-    for state, layer in zip(states, read.layers[:-1], strict=False):  # type: ignore[union-attr]
-        expected = output.hidden_states[layer + 1][0, -1]
-        assert torch.allclose(torch.from_numpy(state), expected, atol=1e-3, rtol=1e-4)
+    for place, layer in enumerate(last.layers[:-1]):  # transformers norms the last entry
+        states = output.hidden_states[layer + 1][0]
+        of_user = states[user.start : user.stop]
+        scaled = of_user * torch.rsqrt(of_user.square().mean(-1, keepdim=True) + 1e-12)
+        for read, expected in ((last, states[-1]), (mean, scaled.mean(0))):
+            found = torch.from_numpy(readings.pooled(read)[0, place])
+            assert torch.allclose(found, expected, atol=1e-3, rtol=1e-4)
+
+
+def test_the_packaged_reply_detector_scans_a_reply_to_its_end() -> None:
+    guard = Guard.load(TransformersEngine.load("embedded"), reply_detector="pretrained")
+    reply = guard.reply("Name three rivers.", Sampling(max_tokens=12))
+    assert (reply.route, reply.num_scanned) == (PASS, len(reply.token_ids))
+    assert reply.reply_verdict is not None
+    assert not reply.reply_verdict.flagged
 
 
 def test_the_demo_shows_a_dozen_prompts_and_that_passed_replies_are_untouched(

@@ -91,6 +91,7 @@ class Guard:
         responder: str = "fixed_reply",
         fpr: float | None = None,
         on_error: OnError = "refuse",
+        reply_detector: str | Path | None = None,
     ) -> Self:
         """Make a guard of detectors on disk and one responder for what any of them flags.
 
@@ -100,6 +101,8 @@ class Guard:
             responder: A method's name, taken with its defaults.
             fpr: The false-positive rate to set thresholds for; None is each artifact's default.
             on_error: See the class.
+            reply_detector: An artifact that watches replies, or `pretrained`; a flagged reply ends
+                before a flagged token is shown. None leaves replies unwatched.
 
         Raises:
             ConfigError: There is no such detector, rate or responder.
@@ -112,6 +115,9 @@ class Guard:
             route=FlaggedTo(name),
             responders={name: registry.load("responders", name)()},
             on_error=on_error,
+            monitor=None
+            if reply_detector is None
+            else ReplyMonitor(load_detector(reply_detector, engine, watches="reply")),
         )
 
     @property
