@@ -30,7 +30,9 @@ LENGTH_OPTIONS = ("sliding_window", "attention_chunk_size")
 NUM_PROBES, MAX_PROBE_LENGTH = 4, 512
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
 """Largest deviation of a state from the plain path's, of its norm; by the weights' format."""
-HALF_TOLERANCE = 0.05
+HALF_TOLERANCE = 0.1
+"""In half precision: rounding alone moves the last layers of some models by 0.06, and a token that
+reads another prompt by far more."""
 SHARE_OF_FARTHEST = 0.25
 """By which the farthest of many tokens counts: a token that reads another prompt lies farther."""
 
