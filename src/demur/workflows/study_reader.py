@@ -52,7 +52,10 @@ class StudyReader:
         """
         places = [self._places.get(id(example)) for example in examples]
         known = np.array([place for place in places if place is not None])
-        if len(known) < len(places) or list(examples) in [*self._sets, []]:
+        if len(known) < len(places):  # nothing else will ask for these: all reads in one pass
+            chats = [example.chat for example in examples]
+            return whole(self._capturer.parts(chats, reads, report=report))
+        if list(examples) in [*self._sets, []]:
             return self._captured(examples, reads, report)
         parts, order = [], []
         for number in np.unique(known[:, 0]):
