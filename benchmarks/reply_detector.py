@@ -30,6 +30,7 @@ from demur.core.examples import Example, targets_of
 from demur.core.protocols import Request, StreamingDetector, TokenOut, whole
 from demur.core.readings import Array, Readings, Values
 from demur.core.reads import CaptureSpec, Texts
+from demur.core.streaming import token_read
 from demur.core.types import Chat, Sampling
 from demur.datasets.demur_data import DemurData
 from demur.detectors.tfidf import Tfidf
@@ -38,7 +39,7 @@ from demur.metrics.auroc import auroc
 from demur.metrics.group_bootstrap import GroupBootstrap
 from demur.metrics.wilson_interval import wilson_interval
 from demur.workflows.capture import MAX_REPLY_TOKENS, Capturer
-from demur.workflows.reply_scores import streamed_scores, token_read
+from demur.workflows.reply_scores import streamed_scores
 
 RESULTS = Path(__file__).parent / "results"
 FIRST_TOKENS = (1, 4, 16, 64, MAX_REPLY_TOKENS)

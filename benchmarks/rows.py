@@ -15,12 +15,12 @@ from demur.core.examples import Example
 from demur.core.protocols import Stream, whole
 from demur.core.readings import Readings, Values
 from demur.core.reads import CaptureSpec, Read
+from demur.core.shared_reads import SharedReads
 from demur.core.types import Chat
 from demur.datasets import starter, written
 from demur.datasets.demur_data import DemurData
 from demur.engines.transformers import TransformersEngine
 from demur.workflows.capture import Capturer, Report, ignore_progress
-from demur.workflows.shared_reads import SharedReads
 from demur.workflows.study_sets import limited
 from demur.workflows.suites import COLLECTION, Suite, load_suite
 

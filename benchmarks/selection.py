@@ -77,7 +77,7 @@ def settings(num_blocks: int) -> Iterator[Setting]:
     for share in SHARES:
         for reads, name in (((last,), "last token"), ((last, mean), "last token and mean")):
             words = f"10 layers, {name}, C=0.001, {share:.2f} of an ensemble with prototypes"
-            yield Setting("several layers", words, LinearEnsemble(reads, share))
+            yield Setting("several layers", words, LinearEnsemble(reads, logistic_share=share))
 
 
 def taken(targets: Targets, rows: Array) -> Targets:

@@ -48,10 +48,11 @@ def all_sizes(data: DemurData) -> StudySets:
     They share readings with these, and the embedded model can take them all.
     """
     rows = research_rows(data)
+    suite = test_suite()
     tests: dict[str, list[Example]] = {}
-    for of in test_suite().sets:
+    for of in suite.sets:
         tests.setdefault(INSIDE if of.split == INSIDE else of.name, []).extend(of.examples)
-    pools = {of.name: of.pool[0] for of in test_suite().sets if of.pool and of.split != INSIDE}
+    pools = {of.name: of.pool[0] for of in suite.sets if of.pool and of.split != INSIDE}
     return StudySets(rows.train, rows.val, tests, pools)
 
 

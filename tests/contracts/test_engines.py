@@ -367,11 +367,11 @@ def test_a_request_that_was_given_up_while_it_waited_is_never_read(engine: Engin
 class Watcher:
     """A monitor's function that keeps what it saw, and intervenes at one of the tokens."""
 
-    def __init__(self, intervention: Intervention | None = None, *, at: int = 0) -> None:
+    def __init__(self, intervention: ReplyWith | EndReply | None = None, *, at: int = 0) -> None:
         self.seen: list[Array] = []
         self._intervention, self._at = intervention, at
 
-    def __call__(self, states: Array) -> Intervention | None:
+    def __call__(self, states: Array) -> ReplyWith | EndReply | None:
         self.seen.append(states)
         return self._intervention if len(self.seen) == self._at else None
 

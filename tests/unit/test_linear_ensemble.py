@@ -38,7 +38,7 @@ def correlation(first: Array, second: Array) -> float:
 
 def test_a_whole_share_is_the_logistic_regression_in_other_units() -> None:
     readings, targets = made_up()
-    ensemble = LinearEnsemble((LAST, MEAN), 1.0).fit(readings, targets, seed=0)
+    ensemble = LinearEnsemble((LAST, MEAN), logistic_share=1.0).fit(readings, targets, seed=0)
     linear = Linear((LAST, MEAN)).fit(readings, targets, seed=0)
     ours, theirs = (d.decision_function(readings) for d in (ensemble, linear))
     assert correlation(ours, theirs) == pytest.approx(1, abs=1e-9)
@@ -47,7 +47,9 @@ def test_a_whole_share_is_the_logistic_regression_in_other_units() -> None:
 
 def test_no_share_is_the_prototypes_of_the_last_layer_in_other_units() -> None:
     readings, targets = made_up()
-    ensemble = LinearEnsemble((LAST, MEAN), 0.0, balance="none").fit(readings, targets, seed=0)
+    ensemble = LinearEnsemble((LAST, MEAN), logistic_share=0.0, balance="none").fit(
+        readings, targets, seed=0
+    )
     prototypes = Prototypes((CaptureSpec((3,)),)).fit(of_last_layer(readings), targets, seed=0)
     ours = ensemble.decision_function(readings)
     theirs = prototypes.decision_function(of_last_layer(readings))
@@ -60,7 +62,9 @@ def test_the_score_is_the_weighted_mean_of_the_members_scores(share: float) -> N
     readings, targets = made_up()
     fresh, _ = made_up(seed=1)
     whole, none, mixed = (
-        LinearEnsemble((LAST, MEAN), of).fit(readings, targets, seed=0).decision_function(fresh)
+        LinearEnsemble((LAST, MEAN), logistic_share=of)
+        .fit(readings, targets, seed=0)
+        .decision_function(fresh)
         for of in (1.0, 0.0, share)
     )
     np.testing.assert_allclose(mixed, share * whole + (1 - share) * none, atol=1e-5)
@@ -72,9 +76,9 @@ def test_a_prompt_that_counts_twice_is_like_two_of_them() -> None:
     doubled = Targets(targets.unsafe[rows], targets.group[rows], targets.source[rows])
     sources = np.where(np.arange(NUM_PROMPTS) < NUM_PROMPTS - 20, "a", "b")
     by_source = replace(targets, source=sources)
-    plain = LinearEnsemble((LAST, MEAN), 0.0, balance="none")
+    plain = LinearEnsemble((LAST, MEAN), logistic_share=0.0, balance="none")
     twice = plain.fit(readings.take(rows), doubled, seed=0).decision_function(readings)
-    other = LinearEnsemble((LAST, MEAN), 0.0)
+    other = LinearEnsemble((LAST, MEAN), logistic_share=0.0)
     balanced = other.fit(readings, by_source, seed=0).decision_function(readings)
     once = plain.fit(readings, targets, seed=0).decision_function(readings)
     assert correlation(twice, once) < 1 - 1e-6  # prompts that count more move the fit
@@ -89,4 +93,4 @@ def test_a_prompt_that_counts_twice_is_like_two_of_them() -> None:
 @pytest.mark.parametrize("share", [-0.1, 1.5, float("nan")])
 def test_a_share_that_is_none_is_refused(share: float) -> None:
     with pytest.raises(ConfigError, match="logistic_share"):
-        LinearEnsemble((LAST,), share)
+        LinearEnsemble((LAST,), logistic_share=share)

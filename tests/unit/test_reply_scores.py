@@ -12,6 +12,7 @@ from demur.core.examples import Example
 from demur.core.protocols import Detector, Stream, StreamingDetector, Targets
 from demur.core.readings import Array, Readings
 from demur.core.reads import CaptureSpec, Read, of_reply
+from demur.core.streaming import require_streaming, token_read
 from demur.core.types import Chat
 from demur.detectors.linear import Linear
 from demur.detectors.mlp import Mlp
@@ -19,9 +20,7 @@ from demur.workflows.fit import fit
 from demur.workflows.reply_scores import (
     ROWS_TOGETHER,
     highest_scores,
-    require_streaming,
     streamed_scores,
-    token_read,
 )
 from tests.guards import targets_of
 

@@ -6,12 +6,12 @@ import pytest
 from demur.core.protocols import Detector
 from demur.core.readings import Readings
 from demur.core.reads import CaptureSpec, Read, Texts
+from demur.core.shared_reads import SharedReads
 from demur.detectors.layered_prototypes import LayeredPrototypes
 from demur.detectors.length import Length
 from demur.detectors.linear import Linear
 from demur.engines.fake import FakeEngine
 from demur.workflows.layer_values import Level, layer_values, levels_of
-from demur.workflows.shared_reads import SharedReads
 from tests.guards import marked_texts, read_texts, targets_of
 
 NUM_BLOCKS = 4

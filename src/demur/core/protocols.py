@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol, Self
 import numpy as np
 
 from demur.core.errors import DataError
-from demur.core.interventions import Intervention
+from demur.core.interventions import EndReply, Intervention, ReplyWith
 from demur.core.readings import Array, Readings
 from demur.core.reads import CaptureSpec, Read, read_from_dict
 from demur.core.results import Verdict
@@ -32,7 +32,7 @@ class Monitor:
 
     read: CaptureSpec
     """Of the reply's tokens, without pooling."""
-    watch: Callable[[Array], Intervention | None]
+    watch: Callable[[Array], ReplyWith | EndReply | None]
     """Called once for each token of the reply, in order, with its states [layer, d_model], float32;
     None lets the reply go on."""
 

@@ -19,7 +19,7 @@ from typing import Self
 from demur.core.errors import ConfigError
 from demur.core.linear import LinearDetector
 from demur.core.protocols import Targets
-from demur.core.readings import Readings
+from demur.core.readings import Array, Readings
 from demur.core.readout import joined, unjoined
 from demur.core.reads import CaptureSpec, spread_layers
 from demur.core.registry import import_named
@@ -70,14 +70,20 @@ class Linear(LinearDetector):
             DataError: The readings and targets do not fit together, or hold a NaN.
         """
         states = joined(readings, self.reads, num_prompts=len(targets))
-        # scikit-learn is loaded for a fit only: scoring needs NumPy.
-        logistic = import_named("demur.detectors._logistic")
-        weights, bias = logistic.fit_standardised(
-            states,
-            targets.unsafe,
-            logistic.balanced_weights(targets, self.balance),
-            c=self.c,
-            max_iterations=self.max_iterations,
-        )
+        weights, bias = self._regression(states, targets.unsafe, self._shares(targets))
         self.readout_ = unjoined(weights, bias, self.reads)
         return self
+
+    def _shares(self, targets: Targets) -> Array:
+        """Return how much each prompt weighs, [prompt], with mean 1."""
+        # scikit-learn is loaded for a fit only: scoring needs NumPy.
+        logistic = import_named("demur.detectors._logistic")
+        shares: Array = logistic.balanced_weights(targets, self.balance)
+        return shares
+
+    def _regression(self, states: Array, unsafe: Array, shares: Array) -> tuple[Array, float]:
+        """Fit the logistic regression; return its weights [feature] on raw states, and the bias."""
+        found: tuple[Array, float] = import_named("demur.detectors._logistic").fit_standardised(
+            states, unsafe, shares, c=self.c, max_iterations=self.max_iterations
+        )
+        return found

@@ -19,20 +19,18 @@ from typing import Self
 import numpy as np
 
 from demur.core.errors import ConfigError
-from demur.core.linear import LinearDetector
 from demur.core.protocols import Targets
 from demur.core.readings import Array, Readings
 from demur.core.readout import joined, unjoined
-from demur.core.reads import CaptureSpec, spread_layers
-from demur.core.registry import import_named
-from demur.detectors._balance import Balance, require_balance
+from demur.core.reads import CaptureSpec
 from demur.detectors._moments import Moments, discriminant
+from demur.detectors.linear import Linear
 
 __all__ = ["LinearEnsemble"]
 
 
 @dataclass
-class LinearEnsemble(LinearDetector):
+class LinearEnsemble(Linear):
     """The mean of a logistic regression and of a prototype model.
 
     Args:
@@ -41,34 +39,12 @@ class LinearEnsemble(LinearDetector):
 
     logistic_share: float = 2 / 3
     """Weight of the logistic regression in the mean, 0 to 1."""
-    c: float = 1e-3
-    """Inverse strength of its L2 penalty, as scikit-learn's `C`, over 0."""
-    balance: Balance = "sources"
-    """What weighs the same: the sources of each label, the two labels, or every prompt."""
-    max_iterations: int = 1000
-    """Most steps of the logistic regression's solver, over 0."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         super().__post_init__()
         if not 0 <= self.logistic_share <= 1:
             raise ConfigError(f"logistic_share is {self.logistic_share}: expected 0 to 1")
-        if not self.c > 0:
-            raise ConfigError(f"c is {self.c}: expected more than 0")
-        require_balance(self.balance)
-        if self.max_iterations < 1:
-            raise ConfigError(f"max_iterations is {self.max_iterations}: expected 1 or more")
-
-    @classmethod
-    def default_reads(
-        cls, num_blocks: int, *, layers: tuple[int, ...] | None = None
-    ) -> tuple[CaptureSpec, ...]:
-        """Return the last token and the mean over the user's tokens, at ten layers or `layers`.
-
-        The ten are spread over the model from a third of its depth on, its last block included.
-        """
-        chosen = layers or spread_layers(num_blocks, start=1 / 3, count=10)
-        return (CaptureSpec(chosen), CaptureSpec(chosen, "user", normalise="rms", pool="mean"))
 
     def fit(self, readings: Readings, targets: Targets, *, seed: int) -> Self:
         """Fit to labelled prompts and return self; `seed` changes nothing: nothing is drawn.
@@ -78,12 +54,8 @@ class LinearEnsemble(LinearDetector):
                 each label are alike.
         """
         states = joined(readings, self.reads, num_prompts=len(targets))
-        # scikit-learn is loaded for a fit only: scoring needs NumPy.
-        logistic = import_named("demur.detectors._logistic")
-        shares = logistic.balanced_weights(targets, self.balance)
-        regression = logistic.fit_standardised(
-            states, targets.unsafe, shares, c=self.c, max_iterations=self.max_iterations
-        )
+        shares = self._shares(targets)
+        regression = self._regression(states, targets.unsafe, shares)
         prototypes = _prototypes(states, self._last_layer(states), targets.unsafe, shares)
         weights, bias = np.zeros(states.shape[1]), 0.0
         for share, (of_member, member_bias) in (

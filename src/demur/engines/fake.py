@@ -11,13 +11,14 @@ import math
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from itertools import accumulate
 
 import numpy as np
 
 from demur.core.errors import ConfigError, DataError
 from demur.core.interventions import EndReply, PrependText, ReplyWith
-from demur.core.protocols import Done, Event, Monitor, Request, Scored, Switched, TokenOut, Watched
+from demur.core.protocols import Done, Event, Monitor, Request, Scored, Switched, TokenOut
 from demur.core.readings import Array, Deferred, Readings, Values
 from demur.core.reads import CaptureSpec, OwnPass, Read, Texts
 from demur.core.types import Chat, ModelId, Prompt, Span, SpanKind
@@ -29,6 +30,7 @@ from demur.engines._fake_reply import (
     token_id_of,
     words_of,
 )
+from demur.engines._monitoring import failed, heed_monitor
 from demur.engines._waiting import Waiting
 
 __all__ = ["FakeEngine"]
@@ -178,7 +180,7 @@ class FakeEngine:
         try:
             return list(self._started(request, rows))
         except Exception as error:  # one request's failure is its own
-            return [Done(request.id, "error", f"{type(error).__name__}: {error}")]
+            return [failed(request, error)]
 
     def _started(self, request: Request, rows: list[FakeReply]) -> Iterator[Event]:
         started = time.perf_counter()
@@ -273,24 +275,16 @@ class FakeEngine:
         request = row.request
         if request.monitor is None or not row.token_ids:
             return
-        started = time.perf_counter()
         states = self._states(row.prompt.with_reply(row.token_ids), request.monitor.read)[:, -1]
         if request.monitor.read.normalise == "rms":
             states = states / _root_mean_square(states)
-        try:
-            intervention = request.monitor.watch(states.astype(np.float32))
-        except Exception as error:  # one request's failure is its own
-            yield Done(request.id, "error", f"{type(error).__name__}: {error}")
-            return
-        yield Watched(request.id, row.num_drawn, time.perf_counter() - started)
-        if intervention is not None:
-            yield Switched(request.id, intervention)
-            if isinstance(intervention, ReplyWith):
-                yield from _replaced(request, intervention, first=row.length)
-            else:
-                yield Done(request.id, "ended")
-        elif row.end is not None:
-            yield row.end
+        yield from heed_monitor(
+            request,
+            states.astype(np.float32),
+            num_tokens=row.num_drawn,
+            end=row.end,
+            replace=partial(_replaced, request, first=row.length),
+        )
 
 
 def _replaced(request: Request, intervention: ReplyWith, *, first: int) -> Iterator[Event]:

@@ -80,6 +80,9 @@ class Guard:
         self._on_error = on_error
         self._observes = observes
         self.monitor = monitor
+        watching = () if monitor is None else (monitor.detector,)
+        self.versions = {of.name: of.version for of in (*detectors, *watching)}
+        """The version of each detector's fitted state, by name; of the one of replies too."""
         self._reads = tuple(dict.fromkeys(read for d in detectors for read in d.detector.reads))
 
     @classmethod
@@ -119,12 +122,6 @@ class Guard:
             if reply_detector is None
             else ReplyMonitor(load_detector(reply_detector, engine, watches="reply")),
         )
-
-    @property
-    def versions(self) -> dict[str, str]:
-        """The version of each detector's fitted state, by name; of the one of replies too."""
-        watching = () if self.monitor is None else (self.monitor.detector,)
-        return {detector.name: detector.version for detector in (*self.detectors, *watching)}
 
     def check(self, chat: ChatLike) -> list[Verdict]:
         """Return the verdicts on a chat, without answering it.

@@ -7,14 +7,13 @@ be held back, so that no flagged text is shown.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 from demur.core.errors import ConfigError, DataError
 from demur.core.interventions import EndReply, ReplyWith
-from demur.core.protocols import Monitor, StreamingDetector
+from demur.core.protocols import Monitor
 from demur.core.readings import Array
-from demur.core.reads import by_token
 from demur.core.results import Verdict
+from demur.core.streaming import require_streaming, token_read
 from demur.guard.calibrated import CalibratedDetector
 
 
@@ -40,14 +39,12 @@ class ReplyMonitor:
 
     def __post_init__(self) -> None:
         """Refuse what cannot watch a reply."""
-        name, detector = self.detector.name, self.detector.detector
-        if detector.watches != "reply" or not isinstance(detector, StreamingDetector):
+        if self.detector.detector.watches != "reply":
             raise ConfigError(
-                f"detector {name!r} cannot watch a reply while it is decoded: give one that was "
-                "fitted with --watches reply"
+                f"detector {self.detector.name!r} judges prompts: to watch replies, give one that "
+                "was fitted with --watches reply"
             )
-        if len(detector.reads) != 1:
-            raise ConfigError(f"detector {name!r} reads {len(detector.reads)} captures, not one")
+        require_streaming(self.detector.detector)
         if self.hold_tokens < 0:
             raise ConfigError(f"hold_tokens is {self.hold_tokens}: expected 0 or more")
 
@@ -59,7 +56,7 @@ class ReplyMonitor:
             observes: Never intervene.
         """
         watch = _Watch(self, report, observes=observes)
-        return Monitor(by_token(self.detector.detector.reads)[0], watch)
+        return Monitor(token_read(self.detector.detector), watch)
 
 
 class _Watch:
@@ -68,8 +65,7 @@ class _Watch:
     def __init__(
         self, monitor: ReplyMonitor, report: Callable[[Verdict], None], *, observes: bool
     ) -> None:
-        detector: Any = monitor.detector.detector
-        self._detector: StreamingDetector = detector
+        self._detector = require_streaming(monitor.detector.detector)
         self._monitor = monitor
         self._report = report
         self._observes = observes

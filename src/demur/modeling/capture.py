@@ -147,17 +147,18 @@ def positions_of(prompt: Prompt, spec: CaptureSpec) -> Sequence[int]:
 
 def _pooled(states: Tensor, spec: CaptureSpec) -> Tensor:
     """Return states [position, d_model] normalised and pooled to [d_model], float32."""
-    states = _normalised(states.float(), spec)
+    states = normalised(states.float(), spec)
     return states.mean(0) if spec.pool == "mean" else states.amax(0)
 
 
 def _finished(states: Tensor, spec: CaptureSpec) -> Array:
     """Return kept states [..., d_model] as float32, normalised unless pooling has done so."""
     states = states.float()
-    return (states if spec.pool != "none" else _normalised(states, spec)).cpu().numpy()
+    return (states if spec.pool != "none" else normalised(states, spec)).cpu().numpy()
 
 
-def _normalised(states: Tensor, spec: CaptureSpec) -> Tensor:
+def normalised(states: Tensor, spec: CaptureSpec) -> Tensor:
+    """Return states [..., d_model] as a read wants those of single tokens."""
     if spec.normalise == "none":
         return states
     return states * torch.rsqrt(states.square().mean(-1, keepdim=True) + 1e-12)

@@ -14,7 +14,8 @@ from demur.core.errors import ConfigError, DataError, MissingPackageError
 from demur.core.examples import Example
 from demur.core.readings import Array
 from demur.core.reads import CaptureSpec, Read, middle_layer
-from demur.studies._contenders import Contender, Pool, every_layer, narrowed, user_mean
+from demur.core.shared_reads import SharedReads
+from demur.studies._contenders import Contender, Pool, every_layer, user_mean
 from demur.studies._measures import threshold_at
 from demur.studies._study import Judge, StudyInputs
 
@@ -72,12 +73,12 @@ class Panel:
     def margins(self, inputs: StudyInputs, examples: Sequence[Example]) -> dict[str, Array]:
         """Read prompts once, and return the margins [prompt] by name, float64."""
         reads = [read for judge in self.judges for read in judge.detector.reads]
-        readings = inputs.read(examples, _merged(reads, inputs.num_blocks))
+        shared = SharedReads.of(reads, num_blocks=inputs.num_blocks)
+        readings = inputs.read(examples, shared.reads)
         found: dict[str, Array] = {}
         for judge in self.judges:
             detector = judge.detector
-            own = narrowed(readings, detector.reads, num_blocks=inputs.num_blocks)
-            scores = detector.decision_function(own)
+            scores = detector.decision_function(shared.cut(readings, detector.reads))
             found[judge.name] = (scores - judge.threshold) / judge.spread
         for pair in self.pairs:
             found[_ensemble(pair)] = np.maximum(found[pair[0]], found[pair[1]])
@@ -158,20 +159,6 @@ def _covers(wide: Read, read: Read) -> bool:
     if isinstance(wide, CaptureSpec) and isinstance(read, CaptureSpec):
         return replace(wide, layers=read.layers) == read
     return wide == read
-
-
-def _merged(reads: Sequence[Read], num_blocks: int) -> tuple[Read, ...]:
-    """Return reads in which pooled ones of one kind are one, of all layers that any of them has."""
-    layers: dict[CaptureSpec, set[int]] = {}
-    others: list[Read] = []
-    for read in reads:
-        if isinstance(read, CaptureSpec) and read.is_pooled and read.site != "final_norm":
-            kind = replace(read, layers=(0,))
-            layers.setdefault(kind, set()).update(layer % num_blocks for layer in read.layers)
-        else:
-            others.append(read)
-    merged = [replace(kind, layers=tuple(sorted(of_kind))) for kind, of_kind in layers.items()]
-    return (*merged, *dict.fromkeys(others))
 
 
 def _fitted(

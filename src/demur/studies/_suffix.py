@@ -27,7 +27,7 @@ from demur.core.readout import LinearReadout
 from demur.core.reads import CaptureSpec
 from demur.core.types import Prompt
 from demur.modeling.blocks import Parts
-from demur.modeling.capture import positions_of
+from demur.modeling.capture import normalised, positions_of
 from demur.modeling.load import LoadedModel
 
 
@@ -151,9 +151,7 @@ def _pooled_states(
 
 def _pooled(states: Tensor, spec: CaptureSpec) -> Tensor:
     """Return states [prompt, position, d_model] normalised and pooled to [prompt, d_model]."""
-    states = states.to(torch.promote_types(states.dtype, torch.float32))
-    if spec.normalise == "rms":
-        states = states * torch.rsqrt(states.square().mean(-1, keepdim=True) + 1e-12)
+    states = normalised(states.to(torch.promote_types(states.dtype, torch.float32)), spec)
     return states.amax(1) if spec.pool == "max" else states.mean(1)
 
 

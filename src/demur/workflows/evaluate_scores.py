@@ -11,11 +11,11 @@ from demur.core.examples import Example
 from demur.core.protocols import Engine, Stream
 from demur.core.readings import Array
 from demur.core.reads import Read
+from demur.core.shared_reads import SharedReads
 from demur.core.types import Chat
 from demur.guard.calibrated import CalibratedDetector
 from demur.guard.loading import open_detector
 from demur.workflows.layer_values import Level, layer_values, levels_of
-from demur.workflows.shared_reads import SharedReads
 from demur.workflows.suites import EvaluationSet, Suite
 
 News = Callable[[str], None]

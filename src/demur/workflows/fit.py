@@ -27,15 +27,12 @@ from demur.core.protocols import (
 )
 from demur.core.readings import Array
 from demur.core.reads import Read
+from demur.core.streaming import require_streaming, token_read
 from demur.guard import fingerprint
 from demur.guard.bounds import num_groups_needed
 from demur.guard.calibration import calibrate, supported_rates
 from demur.workflows.card import model_card
-from demur.workflows.reply_scores import (
-    highest_scores,
-    require_streaming,
-    token_read,
-)
+from demur.workflows.reply_scores import highest_scores
 
 FINGERPRINT_TOLERANCE = 0.25
 """Of the spread (standard deviation) of the validation scores: see `docs/architecture.md`."""

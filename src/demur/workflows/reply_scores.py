@@ -4,10 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from demur.core.errors import ConfigError
-from demur.core.protocols import Detector, StreamingDetector
+from demur.core.protocols import StreamingDetector
 from demur.core.readings import Array, Readings
-from demur.core.reads import CaptureSpec, by_token
+from demur.core.streaming import token_read
 
 ROWS_TOGETHER = 64
 """Replies that are scored side by side; those of like length, since short ones leave."""
@@ -40,35 +39,6 @@ def highest_scores(detector: StreamingDetector, readings: Readings) -> Array:
     decides whether it ever is.
     """
     return np.array([scores.max() for scores in streamed_scores(detector, readings)])
-
-
-def require_streaming(detector: Detector) -> None:
-    """Refuse a detector that cannot score a reply while it grows.
-
-    Raises:
-        ConfigError: It cannot.
-    """
-    if not isinstance(detector, StreamingDetector):
-        raise ConfigError(
-            f"{type(detector).__name__} cannot score a reply while it grows: only a "
-            "StreamingDetector can watch replies"
-        )
-    token_read(detector)
-    detector.start(0)
-
-
-def token_read(detector: Detector) -> CaptureSpec:
-    """Return what a reply detector reads of each token.
-
-    Raises:
-        ConfigError: It reads something else, or more.
-    """
-    if len(detector.reads) != 1:
-        raise ConfigError(
-            f"{type(detector).__name__} reads {list(detector.reads)}: expected one capture, since "
-            "a reply is scored from the states of its newest token"
-        )
-    return by_token(detector.reads)[0]
 
 
 def _stream(detector: StreamingDetector, replies: Sequence[Array], scores: list[Array]) -> None:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,11 +20,11 @@ from demur.core.protocols import (
     Scored,
     Switched,
     TokenOut,
-    Watched,
 )
 from demur.core.readings import Array, Deferred, Readings, Values
 from demur.core.reads import CaptureSpec, OwnPass, Read, Texts, in_prefill
 from demur.core.types import Chat, ModelId, Prompt
+from demur.engines._monitoring import failed, heed_monitor
 from demur.engines._waiting import Waiting
 from demur.engines.transformers.batch import Batch, Row
 from demur.engines.transformers.sampling import draw
@@ -146,7 +147,7 @@ class TransformersEngine:
             if events is None:
                 events = self._started(request, batch)
         except Exception as error:  # one request's failure is its own
-            events = [Done(request.id, "error", f"{type(error).__name__}: {error}")]
+            events = [failed(request, error)]
         yield from events
 
     def _scored(self, request: Request) -> list[Event]:
@@ -216,12 +217,9 @@ class TransformersEngine:
         try:
             all_logits, states = self._forward(batch)
         except Exception as error:  # the pass is shared, and so is its failure
-            failed = [
-                Done(row.request.id, "error", f"{type(error).__name__}: {error}")
-                for row in batch.rows
-            ]
+            ends = [failed(row.request, error) for row in batch.rows]
             batch.keep([])
-            yield from failed
+            yield from ends
             return
         going_on: list[int] = []
         events: list[Event] = []
@@ -237,30 +235,15 @@ class TransformersEngine:
         yield from events
 
     def _watched(self, row: Row, states: Array | None) -> Iterator[Event]:
-        """Show a monitor the states [layer, d_model] of a row's newest token, and do as it says.
-
-        Without an intervention, a reply whose last token this was is done.
-        """
-        request = row.request
-        if request.monitor is None or states is None:
-            return
-        started = time.perf_counter()
-        try:
-            intervention = request.monitor.watch(states)
-        except Exception as error:  # one request's failure is its own
-            yield Done(request.id, "error", f"{type(error).__name__}: {error}")
-            return
-        yield Watched(request.id, row.num_drawn, time.perf_counter() - started)
-        if intervention is not None:
-            yield Switched(request.id, intervention)
-            if isinstance(intervention, ReplyWith):
-                yield from self._replaced(request, intervention, first=row.length)
-            elif isinstance(intervention, EndReply):
-                yield Done(request.id, "ended")
-            else:
-                yield Done(request.id, "error", f"a reply cannot go on under {intervention}")
-        elif row.end is not None:
-            yield row.end
+        """Show a row's monitor, if it has one, the states [layer, d_model] of its newest token."""
+        if states is not None:
+            yield from heed_monitor(
+                row.request,
+                states,
+                num_tokens=row.num_drawn,
+                end=row.end,
+                replace=partial(self._replaced, row.request, first=row.length),
+            )
 
     def _advance(self, row: Row, logits: Tensor) -> list[Event]:
         """Draw a row's next token from the logits [vocabulary] of its last one.
