@@ -35,9 +35,12 @@ class Paced(FakeEngine):
         super().__init__(max_batch=max_batch)
         self._token_s = token_s
         self._tick = threading.Event()
+        self.num_drawn = 0
+        """Tokens, of all rows."""
 
     def _advance(self, row: FakeReply) -> list[Event]:
         self._tick.wait(self._token_s)
+        self.num_drawn += 1
         return super()._advance(row)
 
 
@@ -55,8 +58,11 @@ class BreaksRow(FakeEngine):
         return super()._advance(row)
 
 
-class BreaksSecondChoice(FakeEngine):
-    """Fails at the first token of the second reply to a prompt."""
+class BreaksSecondChoice(Paced):
+    """Fails at the first token of the second reply to a prompt, while the others are drawn."""
+
+    def __init__(self) -> None:
+        super().__init__(token_s=0.01)
 
     def _advance(self, row: FakeReply) -> list[Event]:
         if row.request.id.endswith("-1"):

@@ -132,7 +132,7 @@ def test_a_stream_that_fails_half_way_ends_in_an_error() -> None:
 def test_a_choice_that_fails_fails_the_request_and_each_is_recorded_once(path: Path) -> None:
     guard = marker_guard(BreaksSecondChoice())
     with running(app_of(guard, audit={"path": path})) as server:
-        response = server.post(CHAT, body_of("one two three four five", n=3))
+        response = server.post(CHAT, body_of("word " * 200, n=3))
         until(lambda: server.service.scheduler.num_running == 0)
     assert code_of(response) == (503, "not_answered")
     ids = [line["request_id"] for line in requests_of(path)]

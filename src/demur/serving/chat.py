@@ -180,8 +180,6 @@ class Completion:
             yield self._failed(timed_out())
         except ApiError as error:
             yield self._failed(error)
-        finally:
-            answer.close()
         yield DONE
 
     async def _in_time(

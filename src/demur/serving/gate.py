@@ -15,6 +15,9 @@ from demur.serving.errors import ApiError
 OPEN_PATHS = frozenset({"/livez", "/readyz", "/health", "/metrics"})
 """Answered without a key: probes and scrapers have none."""
 
+LAST = {"Connection": "close"}
+"""Of answers to a body that was not read to its end."""
+
 
 class Gate:
     """Refuses requests without a key, and those that are too long.
@@ -94,11 +97,18 @@ class _Body:
 
 
 def _too_long(max_bytes: int) -> ApiError:
-    return ApiError(413, f"the request is longer than {max_bytes} bytes", code="request_too_large")
+    return ApiError(
+        413,
+        f"the request is longer than {max_bytes} bytes",
+        code="request_too_large",
+        headers=LAST,
+    )
 
 
 def _too_slow() -> ApiError:
-    return ApiError(408, "the request's body was not complete in time", code="request_timeout")
+    return ApiError(
+        408, "the request's body was not complete in time", code="request_timeout", headers=LAST
+    )
 
 
 def _without_key() -> ApiError:
