@@ -8,11 +8,11 @@ from typing import Self
 import numpy as np
 
 from demur.core.artifacts import Artifact, Calibration, Threshold
-from demur.core.protocols import Detector, Done, Engine, Request, Responder, Targets
+from demur.core.protocols import Detector, Done, Engine, Request, Responder, Targets, Watches
 from demur.core.readings import Array, Readings
 from demur.core.reads import CaptureSpec, Read
 from demur.core.results import Reply, Token
-from demur.core.types import Chat, Sampling
+from demur.core.types import Chat, Prompt, Sampling
 from demur.detectors.linear import Linear
 from demur.engines.fake import FakeEngine
 from demur.guard import Guard, fingerprint
@@ -180,3 +180,26 @@ def judge(
         intercept=-0.5,
         version="test",
     )
+
+
+class ReplyMarked(FakeEngine):
+    """The pretend model, for prompts that hold the marker themselves: only replies are marked."""
+
+    def _states(self, prompt: Prompt, spec: CaptureSpec) -> Array:
+        states: Array = super()._states(prompt, spec) - self._strength * self.direction
+        return states
+
+
+def planted(
+    engine: FakeEngine, *, name: str, watches: Watches = "prompt", threshold: float = 4.0
+) -> CalibratedDetector:
+    """Return a detector that reads the planted direction in the last token, without a fit."""
+    direction = engine.direction[None].astype(np.float32)
+    weights: dict[str, Array] = {"weights.0": direction, "bias": np.zeros(1)}
+    detector = Linear((CaptureSpec((1,), "last"),), watches=watches).load_state(weights)
+    return CalibratedDetector(name, detector, threshold, 1.0, 0.0, "test")
+
+
+def watcher(engine: FakeEngine) -> CalibratedDetector:
+    """Return a detector of replies that reads the planted direction in the newest token."""
+    return planted(engine, name="watcher", watches="reply")

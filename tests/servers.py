@@ -1,7 +1,9 @@
 """Servers for tests: a guard on a pretend or tiny model, behind real HTTP on a port of its own."""
 
+import json
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +38,8 @@ class Running:
     url: str
     app: FastAPI
     server: uvicorn.Server
+    http: httpx.Client
+    """Threads may share it."""
 
     @property
     def service(self) -> Service:
@@ -49,11 +53,11 @@ class Running:
 
     def get(self, path: str) -> httpx.Response:
         """Ask for a path."""
-        return httpx.get(self.url + path, timeout=30)
+        return self.http.get(path)
 
     def post(self, path: str, body: object, **given: Any) -> httpx.Response:
         """Send JSON to a path."""
-        return httpx.post(self.url + path, json=body, timeout=30, **given)
+        return self.http.post(path, json=body, **given)
 
 
 @contextmanager
@@ -65,7 +69,9 @@ def running(app: FastAPI) -> Iterator[Running]:
     try:
         _wait_for(server, app)
         port = server.servers[0].sockets[0].getsockname()[1]
-        yield Running(f"http://127.0.0.1:{port}", app, server)
+        url = f"http://127.0.0.1:{port}"
+        with httpx.Client(base_url=url, timeout=30) as http:
+            yield Running(url, app, server, http)
     finally:
         server.should_exit = True
         thread.join(STARTED_WITHIN_S)
@@ -79,3 +85,30 @@ def _wait_for(server: uvicorn.Server, app: FastAPI) -> None:
             return
         loaded.wait(0.01)
     raise TimeoutError("the server did not start")
+
+
+def until(claim: Callable[[], bool], *, within_s: float = STARTED_WITHIN_S) -> None:
+    """Wait until something is true.
+
+    Raises:
+        TimeoutError: It did not become so.
+    """
+    tick = threading.Event()
+    ends_at = time.monotonic() + within_s
+    while not claim():
+        if time.monotonic() > ends_at:
+            raise TimeoutError("it did not happen in time")
+        tick.wait(0.005)
+
+
+def events_of(text: str) -> list[dict[str, Any]]:
+    """Return the events of a whole stream, and see that it has ended as streams do."""
+    *events, last, rest = text.split("\n\n")
+    assert (last, rest) == ("data: [DONE]", "")
+    return [json.loads(event.removeprefix("data: ")) for event in events]
+
+
+def said(events: list[dict[str, Any]]) -> str:
+    """Return the text of a stream of one reply."""
+    deltas = [event["choices"][0]["delta"] for event in events if event.get("choices")]
+    return "".join(delta.get("content") or "" for delta in deltas)

@@ -34,6 +34,7 @@ def test_a_valid_file_ends_in_what_would_be_served(demur: CommandLine, file: Pat
     assert "embedded (auto) at http://127.0.0.1:9000" in summary
     assert f"prompts watched by {PACKAGED}" in summary
     assert "flagged prompts are blocked" in summary
+    assert "all others answered by the model" in summary
     assert "no API keys" in summary
 
 
@@ -96,11 +97,11 @@ def test_a_model_file_that_is_there_is_valid_and_not_read(demur: CommandLine, fi
 def test_show_prints_file_environment_and_defaults_but_no_keys(
     demur: CommandLine, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file.write_text('api_keys = ["first-key", "second-key"]\nport = 9000')
+    file.write_text('api_keys = ["hidden-1", "hidden-2"]\nport = 9000')
     monkeypatch.setenv("DEMUR_SERVE_LIMITS__MAX_WAITING", "7")
     outcome = demur("config", "show", "guard.toml")
     assert outcome.exit_code == 0, outcome.stderr
-    assert "-key" not in outcome.stdout
+    assert "hidden-" not in outcome.stdout
     for line in ('model = "embedded"', "port = 9000", "max_waiting = 7", "max_batch = 8"):
         assert f"\n{line}\n" in outcome.stdout
 

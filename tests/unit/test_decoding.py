@@ -66,6 +66,14 @@ def test_top_p_never_draws_outside_the_nucleus() -> None:
     assert {draw(logits, sampling, generator).token_id for _ in range(300)} == {1, 2}
 
 
+@pytest.mark.parametrize("least", [1e-30, 1e-46, 5e-324])
+def test_the_least_temperature_and_the_least_nucleus_are_greedy(least: float) -> None:
+    logits = torch.tensor([0.0, 30.0, 29.0])
+    for sampling in (Sampling(temperature=least), Sampling(temperature=1.0, top_p=least)):
+        generator = row_generator(sampling, "a")
+        assert {draw(logits, sampling, generator).token_id for _ in range(50)} == {1}
+
+
 def test_a_row_draws_by_its_seed_and_id_alone() -> None:
     logits = torch.zeros(50)
     sampling = Sampling(temperature=1.0, seed=3)

@@ -9,10 +9,9 @@ import pytest
 from demur.core.errors import CapabilityError, ConfigError
 from demur.core.interventions import ReplyWith
 from demur.core.protocols import Monitor
-from demur.core.readings import Array
 from demur.core.reads import CaptureSpec
 from demur.core.results import ERROR, PASS, STOPPED
-from demur.core.types import Prompt, Sampling
+from demur.core.types import Sampling
 from demur.detectors.linear import Linear
 from demur.engines.fake import FakeEngine
 from demur.guard import Guard
@@ -21,21 +20,20 @@ from demur.guard.exchange import plain_replies
 from demur.guard.monitor import ReplyMonitor
 from demur.guard.routes import FlaggedTo
 from demur.responders.fixed_reply import FixedReply
-from tests.guards import REFUSAL, UNSAFE, judge, marker_detector, streamed
+from tests.guards import (
+    REFUSAL,
+    UNSAFE,
+    ReplyMarked,
+    judge,
+    marker_detector,
+    streamed,
+    watcher,
+)
 
 OF_REPLY = CaptureSpec((1,), "reply")
 STORY = "one two three MARKER five six seven eight"
 """The pretend model repeats it, so that the reply turns at its fourth word."""
 GREEDY = Sampling()
-
-
-def watcher(engine: FakeEngine, *, threshold: float = 4.0) -> CalibratedDetector:
-    """Return a detector that reads the planted direction in the newest token."""
-    direction = engine.direction[None].astype(np.float32)
-    weights: dict[str, Array] = {"weights.0": direction, "bias": np.zeros(1)}
-    newest = CaptureSpec((1,), "last")
-    detector = Linear((newest,), watches="reply").load_state(weights)
-    return CalibratedDetector("watcher", detector, threshold, 1.0, 0.0, "test")
 
 
 def guard_of(
@@ -58,14 +56,6 @@ def guard_of(
 @pytest.fixture
 def engine() -> FakeEngine:
     return ReplyMarked()
-
-
-class ReplyMarked(FakeEngine):
-    """The pretend model, for prompts that hold the marker themselves: only replies are marked."""
-
-    def _states(self, prompt: Prompt, spec: CaptureSpec) -> Array:
-        states: Array = super()._states(prompt, spec) - self._strength * self.direction
-        return states
 
 
 @pytest.mark.parametrize("hold_tokens", [1, 2, 5])

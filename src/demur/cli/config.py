@@ -115,6 +115,7 @@ def _summary(settings: Any) -> str:
         f"prompts watched by {', '.join(settings.detectors)}",
         f"replies watched by {settings.reply.detector or 'nothing'}",
         f"flagged prompts are {'let through and recorded' if settings.observe else flagged}",
+        f"all others answered by {settings.upstream.url or 'the model'}",
         f"{len(settings.api_keys) or 'no'} API keys",
         f"audit log: {settings.audit.path or 'none'}",
     ]

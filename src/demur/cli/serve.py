@@ -32,6 +32,10 @@ Fpr = Annotated[float | None, typer.Option("--fpr", help="A calibrated false-pos
 Observe = Annotated[
     bool, typer.Option("--observe", help="Answer as if unguarded; record what would have been.")
 ]
+Upstream = Annotated[
+    str | None,
+    typer.Option("--upstream", help="An OpenAI-compatible URL; answers what is not flagged."),
+]
 Host = Annotated[str | None, typer.Option("--host", help="Address to listen at. [127.0.0.1]")]
 Port = Annotated[int | None, typer.Option("--port", min=0, max=65535, help="Port. [8000]")]
 
@@ -46,6 +50,7 @@ def serve(
     on_flagged: OnFlagged = None,
     fpr: Fpr = None,
     observe: Observe = False,
+    upstream: Upstream = None,
     host: Host = None,
     port: Port = None,
 ) -> None:
@@ -57,6 +62,8 @@ def serve(
     Example: demur serve --port 8000
 
     Example: demur serve --config guard.toml --observe
+
+    Example: demur serve --upstream http://127.0.0.1:8001/v1
     """
     require_server_packages()
     given: dict[str, Any] = {
@@ -66,6 +73,7 @@ def serve(
         "on_flagged": on_flagged,
         "fpr": fpr,
         "observe": observe or None,
+        "upstream": None if upstream is None else {"url": upstream},
         "host": host,
         "port": port,
     }

@@ -110,7 +110,9 @@ def wrong(error: ValidationError, layers: Sequence[Layer], model: type[BaseModel
             continue
         layer = next(layer for layer in reversed(layers) if layer.holds(key))
         index = "".join(f"[{part}]" for part in found["loc"] if isinstance(part, int))
-        is_hidden = key not in known or is_secret(known[key])
+        # What a validator of ours refuses may hold a key, such as one in an address.
+        is_ours = found["type"] == "value_error"
+        is_hidden = is_ours or key not in known or is_secret(known[key])
         value = "" if is_hidden else f" is {found['input']!r}"
         lines.append(f"{layer.place}{layer.spell(key)}{index}{value}: {_expected(found)}")
     return lines

@@ -5,9 +5,10 @@ has been decided on: until then nothing is sent, not even a header.
 """
 
 import asyncio
+import logging
 import threading
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Self
 
@@ -15,11 +16,17 @@ from demur.core.errors import DataError
 from demur.core.results import ERROR, Token
 from demur.core.types import Chat, Sampling
 from demur.guard.exchange import Exchange
+from demur.serving.audit import AuditRecord
 from demur.serving.errors import ApiError
 from demur.serving.records import BLOCK, record_of
 from demur.serving.scheduler import OverloadedError
 from demur.serving.service import Service
 from demur.serving.verdicts import GuardReport, report
+
+log = logging.getLogger(__name__)
+
+ABANDONED = "abandoned"
+"""What the audit log says of a reply whose client left, or that took too long."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,8 @@ class Call:
     """Each exchange has one of its own, made of it."""
     identifier: str | None = None
     """What the client calls its user."""
+    unscanned: tuple[str, ...] = ()
+    """Places of the request that no detector can read."""
 
 
 @dataclass
@@ -40,8 +49,10 @@ class Answer:
 
     service: Service
     call: "Call"
-    exchanges: list[Exchange]
-    abandoned: threading.Event
+    exchanges: list[Exchange] = field(default_factory=list)
+    abandoned: threading.Event = field(default_factory=threading.Event)
+    _queued: set[int] = field(default_factory=set)
+    """Places of the exchanges that the scheduler has taken."""
     _recorded: set[int] = field(default_factory=set)
     """Places of the exchanges that were counted and recorded."""
     _streams: list[AsyncIterator[Token]] = field(default_factory=list)
@@ -65,37 +76,63 @@ class Answer:
                 to do.
         """
         await service.records.require_writable()
-        abandoned = threading.Event()
-        loop = asyncio.get_running_loop()
-        opened = [
-            await loop.run_in_executor(
-                service.renderer,
-                partial(
-                    service.guard.open,
-                    chat,
-                    sampling,
-                    request_id=f"{call.id}-{number}",
-                    draw_id=str(number),
-                    is_abandoned=abandoned.is_set,
-                ),
-            )
-            for number in range(n)
-        ]
-        answer = cls(service, call, opened, abandoned)
+        answer = cls(service, call)
         try:
-            await answer._decide()
+            await answer.render(chat, sampling, n=n)
+            await answer.decide()
+            await answer.require_answerable()
         except BaseException:
             answer.close()
             raise
         return answer
 
-    async def _decide(self) -> None:
-        """Wait for the first exchange's first token, or its end."""
-        self._streams = [self.service.scheduler.tokens(of) for of in self.exchanges]
+    async def render(self, chat: Chat, sampling: Sampling, *, n: int = 1) -> None:
+        """Open an exchange for each of the `n` replies to a chat; one that fails is an error."""
+        loop = asyncio.get_running_loop()
+        self.exchanges = [
+            await loop.run_in_executor(
+                self.service.renderer,
+                partial(
+                    self.service.guard.open,
+                    chat,
+                    sampling,
+                    request_id=f"{self.call.id}-{number}",
+                    draw_id=str(number),
+                    is_abandoned=self.abandoned.is_set,
+                ),
+            )
+            for number in range(n)
+        ]
+
+    async def decide(self) -> None:
+        """Queue the exchanges, and wait for the first one's first token, or its end.
+
+        Raises:
+            ApiError: The server has too much to do.
+        """
+        self._streams = [self._stream(number) for number in range(len(self.exchanges))]
+        self._first = await anext(self._streams[0], None)
+
+    async def _stream(self, number: int) -> AsyncIterator[Token]:
+        """Queue an exchange and yield its tokens.
+
+        Raises:
+            ApiError: 429, if the server has too much to do.
+        """
+        self._queued.add(number)
         try:
-            self._first = await anext(self._streams[0], None)
+            async for token in self.service.scheduler.tokens(self.exchanges[number]):
+                yield token
         except OverloadedError as error:
+            self._queued.discard(number)
             raise overloaded(error, self.service) from error
+
+    async def require_answerable(self) -> None:
+        """Raise what is sent in place of a reply, if there is to be none.
+
+        Raises:
+            ApiError: The chat cannot be rendered or scored, or was blocked.
+        """
         first = self.exchanges[0]
         if first.route == ERROR:
             await self._require_success(0)
@@ -113,11 +150,8 @@ class Answer:
         """
         if number == 0 and self._first is not None:
             yield self._first
-        try:
-            async for token in self._streams[number]:
-                yield token
-        except OverloadedError as error:
-            raise overloaded(error, self.service) from error
+        async for token in self._streams[number]:
+            yield token
         await self._require_success(number)
         await self._finish(number)
 
@@ -137,21 +171,26 @@ class Answer:
             raise ApiError(400, str(failure), param="messages", code=code)
         raise ApiError(
             503,
-            f"the prompt could not be answered safely: {failure}",
+            f"the prompt could not be answered safely: the server's log says why of {exchange.id}",
             type="server_error",
             code="not_answered",
         )
 
     def report(self) -> GuardReport:
         """Return what the answer says of the guard so far; the prompt is the same for all."""
-        return report(self.exchanges, self.service.guard)
+        return report(self.exchanges, self.service.guard, unscanned=self.call.unscanned)
+
+    def let_go(self) -> None:
+        """Draw nothing more, and leave it to others to count and record the exchanges."""
+        self.abandoned.set()
+        self._recorded.update(range(len(self.exchanges)))
 
     def close(self) -> None:
-        """Let go of replies that are not complete, and record those that had begun."""
+        """Let go of replies that are not complete, and record those that had been queued."""
         self.abandoned.set()
-        for number in range(len(self.exchanges)):
-            if number not in self._recorded and self.exchanges[number].scored is not None:
-                self.service.do_later(self._record_abandoned(number))
+        for number in self._queued - self._recorded:
+            self._recorded.add(number)
+            self.service.do_later(self._record_abandoned(number))
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -165,30 +204,42 @@ class Answer:
         Raises:
             ApiError: 503, if the audit log cannot be written and nothing is answered without it.
         """
+        if number in self._recorded:
+            return
         self._recorded.add(number)
         exchange = self.exchanges[number]
         self.service.metrics.count(
             self.call.endpoint, exchange.reply(), num_prompt_tokens=self.num_prompt_tokens
         )
-        await self._record(exchange)
+        _log_failure(exchange)
+        await self.service.records.write(self._record_of(exchange))
 
     async def _record_abandoned(self, number: int) -> None:
-        self._recorded.add(number)
+        record = self._record_of(self.exchanges[number])
         try:
-            await self._record(self.exchanges[number])
+            await self.service.records.write(replace(record, action="error", error=ABANDONED))
         except ApiError:  # told to the next client
             return
 
-    async def _record(self, exchange: Exchange) -> None:
-        await self.service.records.write(
-            record_of(
-                exchange,
-                self.service.guard,
-                endpoint=self.call.endpoint,
-                model=self.service.model_name,
-                identifier=self.call.identifier,
-            )
+    def _record_of(self, exchange: Exchange) -> AuditRecord:
+        return record_of(
+            exchange,
+            self.service.guard,
+            endpoint=self.call.endpoint,
+            model=self.service.model_name,
+            identifier=self.call.identifier,
+            unscanned=self.call.unscanned,
         )
+
+
+def _log_failure(exchange: Exchange) -> None:
+    """Tell the operator why there is no answer or no score; the client is not told."""
+    if exchange.request is None:
+        return
+    errors = [verdict.error for verdict in exchange.verdicts if verdict.error is not None]
+    why = str(exchange.failure or "; ".join(errors))
+    if why:
+        log.error("%s: %s", exchange.id, why)
 
 
 def overloaded(error: OverloadedError, service: Service) -> ApiError:

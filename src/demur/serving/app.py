@@ -5,13 +5,13 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 import demur
-from demur.serving import chat, moderations, status
+from demur.serving import chat, forwarding, moderations, status
 from demur.serving.chat import timed_out
 from demur.serving.clients import ClientLeftError, service_of
 from demur.serving.errors import ApiError
@@ -56,14 +56,16 @@ def create_app(
         summary="A guarded chat model.",
         version=demur.__version__,
         lifespan=lifespan,
+        redirect_slashes=False,
     )
     app.state.service = service
-    for router in (chat.router, moderations.router, status.router):
+    for router in _routers(settings):
         app.include_router(router)
     app.add_middleware(
         Gate,
         api_keys=[key.get_secret_value() for key in settings.api_keys],
         max_bytes=settings.limits.max_request_bytes,
+        body_timeout_s=settings.limits.request_timeout_s,
     )
     app.add_exception_handler(ApiError, _answer_error)
     app.add_exception_handler(TimeoutError, _answer_error)
@@ -72,6 +74,13 @@ def create_app(
     app.add_exception_handler(ClientLeftError, _answer_error)
     app.add_exception_handler(Exception, _answer_error)
     return app
+
+
+def _routers(settings: Settings) -> tuple[APIRouter, ...]:
+    """Return the endpoints; those that refuse all other paths come last."""
+    if settings.upstream.url is None:
+        return chat.router, status.models_router, moderations.router, status.router
+    return forwarding.router, moderations.router, status.router, forwarding.others
 
 
 async def _load(service: Service, on_failure: Callable[[Exception], None]) -> None:
@@ -116,6 +125,8 @@ def _as_api_error(error: Exception) -> ApiError | None:
 def _invalid(error: RequestValidationError) -> ApiError:
     """Name the first field that is wrong, and never its value: it may be a prompt."""
     first = error.errors()[0]
+    if first["type"] == "json_invalid":
+        return ApiError(400, "the body is no JSON", code="invalid_json")
     place = [str(part) for part in first["loc"] if part != "body"]
     param = ".".join(place) or None
     message = first["msg"] if param is None else f"{param}: {first['msg']}"

@@ -4,18 +4,19 @@ import asyncio
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from fastapi.sse import format_sse_event
 from pydantic import BaseModel
+from starlette.types import Receive, Scope, Send
 
 from demur.core.errors import DataError
 from demur.core.results import STOPPED, Token
-from demur.core.types import Chat
+from demur.core.types import Chat, Sampling
 from demur.serving.answers import Answer, Call
 from demur.serving.chat_reply import (
     AssistantMessage,
@@ -31,7 +32,7 @@ from demur.serving.chat_reply import (
 )
 from demur.serving.chat_request import ChatRequest
 from demur.serving.clients import service_of, while_connected
-from demur.serving.errors import ApiError, ErrorResponse, invalid
+from demur.serving.errors import ApiError, documented, invalid
 from demur.serving.records import REFUSE
 from demur.serving.service import Service
 from demur.serving.verdicts import inline
@@ -45,23 +46,23 @@ router = APIRouter()
 @router.post(
     PATH,
     response_model=ChatCompletion,
-    responses={status: {"model": ErrorResponse} for status in (400, 401, 404, 413, 429, 503, 504)},
+    responses={
+        200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}},
+        **documented(400, 401, 404, 408, 413, 429, 503, 504),
+    },
 )
 async def create_chat_completion(body: ChatRequest, request: Request) -> Response:
     """Answer a chat under the guard."""
     service = service_of(request)
     service.require_ready()
     completion = Completion.of(body, service)
-    async with asyncio.timeout(service.settings.limits.request_timeout_s):
+    async with asyncio.timeout_at(completion.ends_at):
         answer = await while_connected(request, completion.begin())
-        headers = {"x-request-id": completion.id, **answer.report().headers}
-        if not body.stream:
-            whole = await while_connected(request, completion.whole(answer))
-            return JSONResponse(whole.model_dump(exclude_none=False), headers=headers)
-    headers["cache-control"] = "no-cache"
-    return StreamingResponse(
-        completion.events(answer), media_type="text/event-stream", headers=headers
-    )
+        return await while_connected(request, completion.response(answer))
+
+
+def _loop_time() -> float:
+    return asyncio.get_running_loop().time()
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,12 @@ class Completion:
     chat: Chat
     id: str
     created: int
+    opened_at: float = field(default_factory=_loop_time)
+
+    @property
+    def ends_at(self) -> float:
+        """When the replies have to be complete, by the event loop's clock."""
+        return self.opened_at + self.service.settings.limits.request_timeout_s
 
     @classmethod
     def of(cls, body: ChatRequest, service: Service) -> "Completion":
@@ -90,7 +97,7 @@ class Completion:
                 code="model_not_found",
             )
         if (body.n or 1) > limits.max_choices:
-            raise invalid("n", f"{body.n} is more than the {limits.max_choices} that are allowed")
+            raise invalid("n", f"more than the {limits.max_choices} that are allowed")
         if len(body.messages) > limits.max_messages:
             raise invalid("messages", f"more than the {limits.max_messages} that are allowed")
         try:
@@ -103,15 +110,31 @@ class Completion:
 
     async def begin(self) -> Answer:
         """Queue the chat and wait until it is decided on."""
+        call = Call(PATH, self.id, self.body.safety_identifier or self.body.user)
+        n = self.body.n or 1
+        return await Answer.begin(self.service, self.chat, self.sampling(), call=call, n=n)
+
+    def sampling(self) -> Sampling:
+        """Return how replies are drawn."""
         settings = self.service.settings
-        sampling = self.body.sampling(
+        return self.body.sampling(
             default_max_tokens=settings.default_max_tokens,
             max_tokens=settings.limits.max_tokens,
             seed=secrets.randbits(63),
         )
-        call = Call(PATH, self.id, self.body.safety_identifier or self.body.user)
-        n = self.body.n or 1
-        return await Answer.begin(self.service, self.chat, sampling, call=call, n=n)
+
+    async def response(self, answer: Answer) -> Response:
+        """Return the completion, whole or as a stream that begins.
+
+        Raises:
+            ApiError: A reply of a whole completion failed.
+        """
+        headers = {"x-request-id": self.id, **answer.report().headers}
+        if not self.body.stream:
+            whole = await self.whole(answer)
+            return JSONResponse(whole.model_dump(exclude_none=False), headers=headers)
+        headers["cache-control"] = "no-cache"
+        return EventStream(self, answer, headers=headers)
 
     async def whole(self, answer: Answer) -> ChatCompletion:
         """Return the whole completion.
@@ -149,18 +172,30 @@ class Completion:
 
     async def events(self, answer: Answer) -> AsyncIterator[bytes]:
         """Yield the completion as server-sent events; a failure half way is the last one."""
-        deadline = asyncio.timeout(self.service.settings.limits.request_timeout_s)
+        chunks = self._chunks(answer)
         try:
-            async with deadline:
-                async for chunk in self._chunks(answer):
-                    yield _event(chunk)
+            while (chunk := await self._in_time(chunks)) is not None:
+                yield _event(chunk)
         except TimeoutError:
-            yield _event(timed_out().body)
+            yield self._failed(timed_out())
         except ApiError as error:
-            yield _event(error.body)
-        finally:
-            answer.close()
+            yield self._failed(error)
         yield DONE
+
+    async def _in_time(
+        self, chunks: AsyncIterator[ChatCompletionChunk]
+    ) -> ChatCompletionChunk | None:
+        """Return the next chunk; None after the last one.
+
+        Raises:
+            TimeoutError: The request's time is over; how slowly a client reads does not count.
+        """
+        async with asyncio.timeout_at(self.ends_at):
+            return await anext(chunks, None)
+
+    def _failed(self, error: ApiError) -> bytes:
+        self.service.metrics.count_error(PATH, error.body.error.code or "error")
+        return _event(error.body)
 
     async def _chunks(self, answer: Answer) -> AsyncIterator[ChatCompletionChunk]:
         for number in range(len(answer.exchanges)):
@@ -193,7 +228,7 @@ class Completion:
         return ChatCompletionChunk(**self._common(), choices=[choice])
 
     def _common(self) -> dict[str, Any]:
-        return {"id": self.id, "created": self.created, "model": self.service.model_name}
+        return {"id": self.id, "created": self.created, "model": self.body.model}
 
     def _usage(self, answer: Answer) -> Usage:
         drawn = sum(len(exchange.tokens) for exchange in answer.exchanges)
@@ -207,6 +242,30 @@ class Completion:
             for token in tokens
         ]
         return ChoiceLogprobs(refusal=found) if is_refusal else ChoiceLogprobs(content=found)
+
+
+class EventStream(StreamingResponse):
+    """A completion's events; however they end, also unread, their answer is let go of.
+
+    Args:
+        completion: Whose events are sent.
+        answer: They are of.
+        headers: Of the response.
+    """
+
+    def __init__(
+        self, completion: Completion, answer: Answer, *, headers: Mapping[str, str]
+    ) -> None:
+        events = completion.events(answer)
+        super().__init__(events, media_type="text/event-stream", headers=headers)
+        self._answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send them."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._answer.close()
 
 
 async def _merged(answer: Answer) -> AsyncIterator[tuple[int, Token | None]]:

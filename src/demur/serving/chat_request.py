@@ -33,7 +33,7 @@ WITHOUT_EFFECT: Mapping[str, tuple[object, ...]] = {
 class Wire(BaseModel):
     """What all parts of requests have in common: they may be kept, and are not changed."""
 
-    model_config = ConfigDict(frozen=True, extra="allow")
+    model_config = ConfigDict(frozen=True, strict=True, extra="allow")
 
 
 class TextPart(Wire):
@@ -164,7 +164,7 @@ class ChatRequest(Wire):
         asked = self.max_completion_tokens or self.max_tokens
         if asked is not None and asked > max_tokens:
             name = "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
-            raise invalid(name, f"{asked} is more than the {max_tokens} that this server allows")
+            raise invalid(name, f"more than the {max_tokens} that this server allows")
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
         if not all(stop):
             raise invalid("stop", "an empty text would end every reply at once; leave it out")

@@ -61,6 +61,14 @@ class ApiError(Exception):
         return {**self.body.model_dump(), **self.extra}
 
 
+def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return what the interface's description says of answers that are none."""
+    named: dict[int | str, dict[str, Any]] = {
+        status: {"model": ErrorResponse} for status in statuses
+    }
+    return {**named, "4XX": {"model": ErrorResponse, "description": "Refused"}}
+
+
 def unsupported(param: str, why: str) -> ApiError:
     """Return the error for a field that this server cannot do."""
     return ApiError(400, f"{param}: {why}", param=param, code="unsupported_parameter")

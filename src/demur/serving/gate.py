@@ -1,8 +1,9 @@
-"""What stands before the endpoints: API keys and the size of requests.
+"""What stands before the endpoints: API keys, and how long requests may be, in bytes and seconds.
 
 Plain ASGI, so that streams pass through untouched and a body that is too long is never read whole.
 """
 
+import asyncio
 import hmac
 import json
 from collections.abc import Sequence
@@ -14,6 +15,9 @@ from demur.serving.errors import ApiError
 OPEN_PATHS = frozenset({"/livez", "/readyz", "/health", "/metrics"})
 """Answered without a key: probes and scrapers have none."""
 
+LAST = {"Connection": "close"}
+"""Of answers to a body that was not read to its end."""
+
 
 class Gate:
     """Refuses requests without a key, and those that are too long.
@@ -22,12 +26,16 @@ class Gate:
         app: What is behind it.
         api_keys: Any of them opens; none asks for none.
         max_bytes: Most bytes of a body.
+        body_timeout_s: Until a body has to be there, in seconds.
     """
 
-    def __init__(self, app: ASGIApp, *, api_keys: Sequence[str], max_bytes: int) -> None:
+    def __init__(
+        self, app: ASGIApp, *, api_keys: Sequence[str], max_bytes: int, body_timeout_s: float
+    ) -> None:
         self._app = app
         self._keys = [key.encode() for key in api_keys]
         self._max_bytes = max_bytes
+        self._body_timeout_s = body_timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request through, or answer it."""
@@ -40,9 +48,9 @@ class Gate:
             return
         declared = headers.get(b"content-length", b"0")
         if declared.isdigit() and int(declared[:20]) > self._max_bytes:
-            await _refuse(self._too_long(), send)
+            await _refuse(_too_long(self._max_bytes), send)
             return
-        body = _Body(receive, send, self._max_bytes, self._too_long())
+        body = _Body(receive, send, self._max_bytes, timeout_s=self._body_timeout_s)
         await self._app(scope, body.receive, body.send)
 
     def _is_known(self, headers: dict[bytes, bytes]) -> bool:
@@ -53,33 +61,54 @@ class Gate:
         matches = [hmac.compare_digest(given.strip(), key) for key in self._keys]
         return scheme.lower() == b"bearer" and any(matches)
 
-    def _too_long(self) -> ApiError:
-        return ApiError(
-            413, f"the request is longer than {self._max_bytes} bytes", code="request_too_large"
-        )
-
 
 class _Body:
-    """A body of unknown length: whatever the application makes of its end, 413 is what is sent."""
+    """A body that comes: where it is refused, our error is sent, whatever is made of its end."""
 
-    def __init__(self, receive: Receive, send: Send, max_bytes: int, error: ApiError) -> None:
+    def __init__(self, receive: Receive, send: Send, max_bytes: int, *, timeout_s: float) -> None:
         self._receive, self._send = receive, send
-        self._left, self._error = max_bytes, error
+        self._max_bytes = self._left = max_bytes
+        self._ends_at: float | None = asyncio.get_running_loop().time() + timeout_s
+        """None once the body is there: clients may wait as long as they like."""
+        self._error: ApiError | None = None
 
     async def receive(self) -> Message:
-        """Pass a piece on while there is room."""
-        message = await self._receive()
+        """Pass a piece on while there is room and time."""
+        try:
+            async with asyncio.timeout_at(self._ends_at):
+                message = await self._receive()
+        except TimeoutError:
+            self._error = _too_slow()
+            raise self._error from None
         self._left -= len(message.get("body", b""))
         if self._left < 0:
+            self._error = _too_long(self._max_bytes)
             raise self._error
+        if not message.get("more_body", False):
+            self._ends_at = None
         return message
 
     async def send(self, message: Message) -> None:
         """Pass an answer on, or send our own in its place."""
-        if self._left >= 0:
+        if self._error is None:
             await self._send(message)
         elif message["type"] == "http.response.start":
             await _refuse(self._error, self._send)
+
+
+def _too_long(max_bytes: int) -> ApiError:
+    return ApiError(
+        413,
+        f"the request is longer than {max_bytes} bytes",
+        code="request_too_large",
+        headers=LAST,
+    )
+
+
+def _too_slow() -> ApiError:
+    return ApiError(
+        408, "the request's body was not complete in time", code="request_timeout", headers=LAST
+    )
 
 
 def _without_key() -> ApiError:

@@ -32,6 +32,9 @@ class Metrics:
         self._prefill = self._histogram("prefill", "The reading of a prompt", WAIT_BUCKETS)
         self._first = self._histogram("first_token", "From request to first token", WAIT_BUCKETS)
         self._total = self._histogram("reply", "From request to last token", WAIT_BUCKETS)
+        self._upstream = self._histogram(
+            "upstream", "From sending to the upstream to its last byte", WAIT_BUCKETS
+        )
         self.waiting = Gauge(
             "demur_waiting_requests", "Requests in the queue", registry=self.registry
         )
@@ -61,6 +64,11 @@ class Metrics:
         if reply.token_ids:
             self._first.observe(timings.first_token_s)
             self._total.observe(timings.total_s)
+
+    def count_upstream(self, *, seconds: float, num_reply_tokens: int) -> None:
+        """Count what another server answered, beside the prompt itself."""
+        self._upstream.observe(seconds)
+        self._tokens.labels("reply").inc(num_reply_tokens)
 
     def count_error(self, endpoint: str, code: str) -> None:
         """Count a request that was refused or failed; `code` is one of the server's own."""

@@ -12,7 +12,7 @@ from demur.core.errors import DataError
 from demur.core.types import Chat, Sampling
 from demur.serving.answers import Answer, Call
 from demur.serving.clients import service_of, while_connected
-from demur.serving.errors import ApiError, ErrorResponse, invalid, unsupported
+from demur.serving.errors import ApiError, documented, invalid, unsupported
 from demur.serving.service import Service
 from demur.serving.verdicts import GuardReport, openai_result
 
@@ -25,7 +25,7 @@ router = APIRouter()
 class ModerationPart(BaseModel):
     """A part of one input."""
 
-    model_config = ConfigDict(frozen=True, extra="allow")
+    model_config = ConfigDict(frozen=True, strict=True, extra="allow")
 
     type: str
     text: str | None = None
@@ -34,7 +34,7 @@ class ModerationPart(BaseModel):
 class ModerationRequest(BaseModel):
     """Texts to be judged."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
     input: str | Annotated[list[str], Field(min_length=1)] | list[ModerationPart]
     """A text, several, or the parts of one."""
@@ -86,7 +86,7 @@ class ModerationResponse(BaseModel):
 @router.post(
     PATH,
     response_model=ModerationResponse,
-    responses={status: {"model": ErrorResponse} for status in (400, 401, 413, 429, 503, 504)},
+    responses=documented(400, 401, 408, 413, 429, 503, 504),
 )
 async def create_moderation(body: ModerationRequest, request: Request) -> Response:
     """Judge texts as prompts."""

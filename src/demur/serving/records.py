@@ -7,6 +7,9 @@ A record that cannot be written is kept and written first when the next request 
 import asyncio
 import json
 import logging
+import threading
+from collections import deque
+from collections.abc import Sequence
 
 from demur.core.errors import DemurError
 from demur.core.results import ERROR, PASS, PASS_UNSCORED, STOPPED
@@ -41,7 +44,9 @@ class Records:
     def __init__(self, settings: AuditSettings) -> None:
         self._settings = settings
         self._log: AuditLog | None = None
-        self._pending: list[AuditRecord] = []
+        self._pending: deque[AuditRecord] = deque()
+        self._writing = threading.Lock()
+        """Held to write what is pending: each record once, in order."""
         if settings.path is not None:
             self._log = AuditLog(
                 settings.path,
@@ -78,21 +83,29 @@ class Records:
         try:
             await asyncio.to_thread(self._write_pending)
         except AuditError as error:
-            log.error("the audit log cannot be written: %s", error)
-            if self._settings.on_failure == "refuse":
-                raise ApiError(
-                    503,
-                    "the audit log cannot be written, and nothing is answered without it",
-                    type="server_error",
-                    code="not_recorded",
-                ) from error
-            self._pending.clear()
+            raise ApiError(
+                503,
+                "the audit log cannot be written, and nothing is answered without it",
+                type="server_error",
+                code="not_recorded",
+            ) from error
 
     def _write_pending(self) -> None:
+        """Write what is pending, or drop it, if requests are answered without it.
+
+        Raises:
+            AuditError: It cannot be written, and requests are refused then.
+        """
         assert self._log is not None, "nothing is pending without a log"
-        while self._pending:
-            self._log.write(self._pending[0])
-            self._pending.pop(0)
+        with self._writing:
+            while self._pending:
+                try:
+                    self._log.write(self._pending[0])
+                except AuditError as error:
+                    log.error("the audit log cannot be written: %s", error)
+                    if self._settings.on_failure == "refuse":
+                        raise
+                self._pending.popleft()
 
     async def keep_pruned(self) -> None:
         """Remove texts whose time is over, now and every day, for as long as the server runs."""
@@ -110,7 +123,13 @@ class Records:
 
 
 def record_of(
-    exchange: Exchange, guard: Guard, *, endpoint: str, model: str, identifier: str | None
+    exchange: Exchange,
+    guard: Guard,
+    *,
+    endpoint: str,
+    model: str,
+    identifier: str | None,
+    unscanned: Sequence[str] = (),
 ) -> AuditRecord:
     """Return the record of an exchange, complete or given up.
 
@@ -120,6 +139,7 @@ def record_of(
         endpoint: That was called.
         model: What clients call it.
         identifier: What the client calls its user.
+        unscanned: Places of the request that no detector can read.
     """
     versions = guard.versions
     judged = (*exchange.verdicts, *filter(None, [exchange.reply_verdict]))
@@ -132,7 +152,9 @@ def record_of(
         route=exchange.route,
         finish_reason=exchange.finish_reason,
         verdicts=tuple(AuditVerdict.of(v, version=versions[v.detector]) for v in judged),
-        prompt_scanned=bool(exchange.verdicts) and all(v.error is None for v in exchange.verdicts),
+        prompt_scanned=not unscanned
+        and bool(exchange.verdicts)
+        and all(v.error is None for v in exchange.verdicts),
         num_reply_tokens_scanned=exchange.num_scanned,
         would_route=exchange.would_route,
         num_prompt_tokens=0 if request is None else len(request.prompt),

@@ -6,8 +6,8 @@ between its steps; when nothing is under way, its thread sleeps.
 
 import asyncio
 import logging
-import queue
 import threading
+from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 
@@ -23,7 +23,7 @@ class OverloadedError(DemurError, RuntimeError):
     """As many requests wait as may, or the server is about to stop."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Job:
     """An exchange on its way, and where its tokens go."""
 
@@ -51,8 +51,10 @@ class Scheduler:
     def __init__(self, engine: Engine, *, max_waiting: int) -> None:
         self._engine = engine
         self._max_waiting = max_waiting
-        self._waiting: queue.Queue[Job | None] = queue.Queue()
+        self._waiting: deque[Job] = deque()
         self._running: dict[str, Job] = {}
+        self._changed = threading.Condition()
+        """Held to change what waits, and notified when that is more, or when nothing will come."""
         self._is_closing = False
         self._thread = threading.Thread(target=self._work, name="demur-engine", daemon=True)
         self._thread.start()
@@ -60,7 +62,7 @@ class Scheduler:
     @property
     def num_waiting(self) -> int:
         """Exchanges that the engine has not taken yet."""
-        return self._waiting.qsize()
+        return len(self._waiting)
 
     @property
     def num_running(self) -> int:
@@ -80,13 +82,28 @@ class Scheduler:
         """
         if exchange.request is None:
             return
-        if self._is_closing or self.num_waiting >= self._max_waiting:
-            why = "is stopping" if self._is_closing else f"has {self._max_waiting} requests waiting"
-            raise OverloadedError(f"the server {why}: try again later")
         job = Job(exchange, asyncio.get_running_loop())
-        self._waiting.put(job)
-        while (token := await job.arrived.get()) is not None:
-            yield token
+        self._queue(job)
+        try:
+            while (token := await job.arrived.get()) is not None:
+                yield token
+        finally:
+            self._withdraw(job)
+
+    def _queue(self, job: Job) -> None:
+        with self._changed:
+            if self._is_closing or self.num_waiting >= self._max_waiting:
+                has_many = f"has {self._max_waiting} requests waiting"
+                why = "is stopping" if self._is_closing else has_many
+                raise OverloadedError(f"the server {why}: try again later")
+            self._waiting.append(job)
+            self._changed.notify()
+
+    def _withdraw(self, job: Job) -> None:
+        """Make room in the queue if nobody waits for a job any more."""
+        with self._changed:
+            if job in self._waiting:
+                self._waiting.remove(job)
 
     def close(self, *, timeout_s: float) -> bool:
         """Take no more exchanges, let those under way end, and stop the thread.
@@ -94,37 +111,52 @@ class Scheduler:
         Returns:
             Whether all of them ended in time.
         """
-        self._is_closing = True
-        self._waiting.put(None)
+        self._take_no_more()
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
+    def _take_no_more(self) -> None:
+        with self._changed:
+            self._is_closing = True
+            self._changed.notify()
+
     def _work(self) -> None:
         """Run the engine until the scheduler closes; its failure ends what is under way."""
-        while not (self._is_closing and self._waiting.empty()):
-            try:
-                for event in self._engine.run(self._requests()):
-                    self._deliver(event)
-            except Exception as error:
-                log.exception("the engine failed")
-                self._fail_running(error)
-            else:
-                self._fail_running(DemurError("the engine stopped before the reply was complete"))
+        early = DemurError("the engine stopped before the reply was complete")
+        try:
+            while self._is_needed():
+                try:
+                    for event in self._engine.run(self._requests()):
+                        self._deliver(event)
+                except Exception as error:
+                    log.exception("the engine failed")
+                    self._fail(error)
+                else:
+                    self._fail(early)
+        finally:  # also where the engine ends its thread: nobody is left waiting
+            self._take_no_more()
+            while self._running or self._waiting:
+                self._fail(early)
+
+    def _is_needed(self) -> bool:
+        """Wait for a job; say whether there is one, or none will come."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._is_closing)
+            return bool(self._waiting)
 
     def _requests(self) -> Iterator[Request | None]:
         """Yield requests as they come; wait only where nothing is under way."""
-        while not (self._is_closing and self._waiting.empty()):
-            try:
-                job = self._waiting.get(block=not self._running)
-            except queue.Empty:
-                yield None
-                continue
-            if job is None:  # only to wake up
-                continue
-            request = job.exchange.request
-            assert request is not None, "an exchange without a request is not run"
-            self._running[request.id] = job
-            yield request
+        while self._running or self._is_needed():
+            job = self._next()
+            yield None if job is None else job.exchange.request
+
+    def _next(self) -> Job | None:
+        """Move a job from those that wait to those that run, if one waits."""
+        with self._changed:
+            job = self._waiting.popleft() if self._waiting else None
+            if job is not None:
+                self._running[job.exchange.id] = job
+            return job
 
     def _deliver(self, event: Event) -> None:
         job = self._running[event.id]
@@ -134,7 +166,10 @@ class Scheduler:
             del self._running[event.id]
             job.put(None)
 
-    def _fail_running(self, error: Exception) -> None:
+    def _fail(self, error: Exception) -> None:
+        """End what is under way; of an engine that took nothing, what it should have taken."""
+        if not self._running:
+            self._next()
         for job in self._running.values():
             job.exchange.fail_by(error)
             job.put(None)

@@ -23,9 +23,13 @@ from demur.serving.metrics import Metrics
 from demur.serving.records import Records
 from demur.serving.scheduler import Scheduler
 from demur.serving.settings import Settings
+from demur.serving.upstream import Upstream
 
 LOADING = "the model is being loaded"
 STOPPING = "the server is stopping"
+LET_GO_S = 5.0
+"""What the engine's step may take in which it sees that nobody waits any more, in seconds."""
+ENGINE_ENDED = "the engine has ended: restart the server, its log says why"
 
 
 @dataclass(frozen=True)
@@ -90,8 +94,7 @@ class Service:
     def __init__(self, settings: Settings, *, load: Callable[[Settings], Loaded]) -> None:
         self.settings = settings
         self.metrics = Metrics()
-        self.problem: str | None = LOADING
-        """Why nothing is served; None is ready."""
+        self._problem: str | None = LOADING
         self.started_at = int(time.time())
         """Unix time in seconds."""
         self._load = load
@@ -100,6 +103,8 @@ class Service:
         # One at a time: tokenizers do not like to be used by several threads.
         self._renderer = ThreadPoolExecutor(1, thread_name_prefix="demur-render")
         self.records = Records(settings.audit)
+        upstream = settings.upstream
+        self._upstream = None if upstream.url is None else Upstream(upstream.url, upstream)
         self._later: set[asyncio.Task[None]] = set()
         self._pruning: asyncio.Task[None] | None = None
 
@@ -109,27 +114,27 @@ class Service:
             loaded = await asyncio.to_thread(self._load, self.settings)
         except Exception as error:
             is_ours = isinstance(error, DemurError)
-            self.problem = str(error) if is_ours else "the guard could not be loaded, see the log"
+            self._problem = str(error) if is_ours else "the guard could not be loaded, see the log"
             raise
         limits = self.settings.limits
         self._guard = loaded.guard
         self._scheduler = Scheduler(loaded.guard.engine, max_waiting=limits.max_waiting)
         self._pruning = asyncio.create_task(self.records.keep_pruned())
-        self.problem = loaded.problem
-        self.metrics.ready.set(self.problem is None)
+        self._problem = loaded.problem
+        self.metrics.ready.set_function(lambda: self.problem is None)
         self.metrics.waiting.set_function(lambda: self.scheduler.num_waiting)
         self.metrics.running.set_function(lambda: self.scheduler.num_running)
 
     async def stop(self) -> None:
-        """Let what is under way end, within the time that the settings give, and stop."""
-        self.problem = STOPPING
-        self.metrics.ready.set(0)
+        """Stop, once requests have ended or were given up: the engine has to let go of the rest."""
+        self._problem = STOPPING
         if self._scheduler is not None:
-            timeout_s = self.settings.limits.shutdown_timeout_s
-            await asyncio.to_thread(self._scheduler.close, timeout_s=timeout_s)
+            await asyncio.to_thread(self._scheduler.close, timeout_s=LET_GO_S)
         self._renderer.shutdown(wait=False, cancel_futures=True)
         if self._pruning is not None:
             self._pruning.cancel()
+        if self._upstream is not None:
+            await self._upstream.close()
         await asyncio.gather(*self._later, return_exceptions=True)
         await self.records.close()
 
@@ -138,6 +143,13 @@ class Service:
         task = asyncio.create_task(work)
         self._later.add(task)
         task.add_done_callback(self._later.discard)
+
+    @property
+    def problem(self) -> str | None:
+        """Why nothing is served; None is ready."""
+        if self._problem is None and not self.scheduler.is_alive:
+            return ENGINE_ENDED
+        return self._problem
 
     @property
     def is_loaded(self) -> bool:
@@ -157,6 +169,12 @@ class Service:
         return self._scheduler
 
     @property
+    def upstream(self) -> Upstream:
+        """The server that answers, where the local model only judges."""
+        assert self._upstream is not None, "its endpoints exist only with an upstream"
+        return self._upstream
+
+    @property
     def renderer(self) -> ThreadPoolExecutor:
         """Where chats are rendered."""
         return self._renderer
@@ -172,13 +190,10 @@ class Service:
         Raises:
             ApiError: 503, with the reason.
         """
-        problem = self.problem
-        if problem is None and not self.scheduler.is_alive:
-            problem = STOPPING
-        if problem is not None:
+        if self.problem is not None:
             raise ApiError(
                 503,
-                f"not ready: {problem}",
+                f"not ready: {self.problem}",
                 type="server_error",
                 code="not_ready",
                 headers={"Retry-After": str(self.settings.limits.retry_after_s)},

@@ -10,6 +10,7 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -18,6 +19,8 @@ from pydantic import (
     Field,
     SecretStr,
     ValidationError,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
 from pydantic.fields import FieldInfo
@@ -43,9 +46,18 @@ def _require_sendable(key: SecretStr) -> SecretStr:
     return key
 
 
+def _require_address(url: str) -> str:
+    parts = urlsplit(url)
+    is_plain = not (parts.query or parts.fragment or "@" in parts.netloc)
+    if parts.scheme not in ("http", "https") or not parts.hostname or not is_plain:
+        raise ValueError("an address such as http://127.0.0.1:8001/v1, without keys in it")
+    return url.rstrip("/")
+
+
 Text = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float | None, Field(gt=0, lt=1, examples=[0.01])]
+Address = Annotated[str, AfterValidator(_require_address)]
 ApiKey = Annotated[SecretStr, Field(strict=False), AfterValidator(_require_sendable)]
 
 
@@ -95,6 +107,25 @@ class ReplySettings(Part):
     """A false-positive rate that it was calibrated for; none is its default."""
     hold_tokens: Annotated[int, Field(ge=0)] = 1
     """Tokens held back until they are judged; 0 sends tokens at once."""
+
+
+class UpstreamSettings(Part):
+    """Another server that answers what is not flagged; the local model only judges."""
+
+    url: Annotated[Address | None, Field(examples=["http://127.0.0.1:8001/v1"])] = None
+    """An OpenAI-compatible server's address up to /v1; none lets the local model answer."""
+    api_key: Annotated[ApiKey | None, Field(examples=["sk-key"])] = None
+    """The upstream's key; none passes the clients' own on, if this server asks for none itself."""
+    timeout_s: Annotated[float, Field(gt=0)] = 120.0
+    """Longest silence of the upstream, in seconds."""
+    connect_timeout_s: Annotated[float, Field(gt=0)] = 5.0
+    """Until a connection to it has to stand, in seconds."""
+    on_unscanned: Literal["refuse", "pass"] = "refuse"
+    """What requests get with images and other parts that no detector reads: HTTP 400, or a pass."""
+    speculative: bool = False
+    """Send a request before the verdict, which is then waited for; flagged prompts are sent too."""
+    report_in_stream: bool = False
+    """Add a chunk with the field demur and without choices before the end of streams."""
 
 
 class AuditSettings(Part):
@@ -163,8 +194,20 @@ class Settings(BaseSettings):
     """How much the server takes on."""
     reply: ReplySettings = ReplySettings()
     """A detector that watches replies."""
+    upstream: UpstreamSettings = UpstreamSettings()
+    """Another server that answers what is not flagged; the local model only judges."""
     audit: AuditSettings = AuditSettings()
     """The audit log."""
+
+    @field_validator("upstream")
+    @classmethod
+    def _replies_are_watched_or_not(
+        cls, upstream: UpstreamSettings, info: ValidationInfo
+    ) -> UpstreamSettings:
+        reply = info.data.get("reply")
+        if upstream.url is not None and reply is not None and reply.detector is not None:
+            raise ValueError("no reply.detector beside it: an upstream's replies cannot be watched")
+        return upstream
 
     @classmethod
     def settings_customise_sources(

@@ -13,6 +13,8 @@ from demur.core.results import Verdict
 from demur.guard import Guard
 from demur.guard.exchange import Exchange
 
+NOT_SCORED = "not scored: the server's log says why"
+"""What clients are told; the reason itself may quote a prompt, or name a file."""
 EVEN = 0.5
 """Calibrated probability from which a category counts as present."""
 
@@ -51,7 +53,9 @@ class GuardReport(BaseModel):
     would_route: str | None = None
     """Where a guard that acts would have sent the prompt; null if the guard acts."""
     prompt_scanned: bool
-    """Every detector of prompts has scored it."""
+    """Every detector of prompts has scored it, and all of it."""
+    unscanned: list[str] = []
+    """Places of the request that no detector can read, such as `messages.0.content.1`."""
     replies_watched: bool
     """A detector judges every token of a reply."""
     verdicts: list[DetectorVerdict]
@@ -69,6 +73,8 @@ class GuardReport(BaseModel):
             "x-demur-scanned": ",".join(scanned) or "nothing",
             "x-demur-detectors": ",".join(f"{v.detector}@{v.version}" for v in self.verdicts),
         }
+        if self.unscanned:
+            found["x-demur-unscanned"] = str(len(self.unscanned))
         if self.would_route is not None:
             found["x-demur-would-route"] = self.would_route
         return {name: _printable(value) for name, value in found.items()}
@@ -113,12 +119,15 @@ NOT_WATCHED = ModerationFailure(
 )
 
 
-def report(exchanges: Sequence[Exchange], guard: Guard) -> GuardReport:
+def report(
+    exchanges: Sequence[Exchange], guard: Guard, *, unscanned: Sequence[str] = ()
+) -> GuardReport:
     """Return what an answer says of the guard.
 
     Args:
         exchanges: One a reply, of the same prompt; those that are complete are reported on.
         guard: That judged.
+        unscanned: Places of the request that no detector can read.
     """
     first = exchanges[0]
     verdicts = [_verdict(verdict, guard) for verdict in first.verdicts]
@@ -126,7 +135,10 @@ def report(exchanges: Sequence[Exchange], guard: Guard) -> GuardReport:
         route=first.route,
         flagged=any(verdict.flagged for verdict in verdicts),
         would_route=first.would_route,
-        prompt_scanned=bool(verdicts) and all(verdict.error is None for verdict in verdicts),
+        prompt_scanned=not unscanned
+        and bool(verdicts)
+        and all(verdict.error is None for verdict in verdicts),
+        unscanned=list(unscanned),
         replies_watched=guard.monitor is not None,
         verdicts=verdicts,
         replies=[
@@ -147,7 +159,9 @@ def report(exchanges: Sequence[Exchange], guard: Guard) -> GuardReport:
 
 def _verdict(verdict: Verdict, guard: Guard) -> DetectorVerdict:
     version = guard.versions[verdict.detector]
-    return DetectorVerdict.model_validate({**verdict.as_dict(), "version": version})
+    error = None if verdict.error is None else NOT_SCORED
+    fields = {**verdict.as_dict(), "version": version, "error": error}
+    return DetectorVerdict.model_validate(fields)
 
 
 def inline(found: GuardReport) -> InlineModerations:

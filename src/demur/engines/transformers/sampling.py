@@ -8,6 +8,9 @@ from torch import Tensor
 
 from demur.core.types import Sampling
 
+LEAST_TEMPERATURE = 1e-6
+"""Below it logits would overflow; at it the largest one has all of the mass."""
+
 
 @dataclass(frozen=True)
 class Drawn:
@@ -40,7 +43,8 @@ def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> Draw
     if sampling.temperature == 0:
         token_id = int(torch.argmax(logits))
     else:
-        probabilities = torch.softmax(logits / sampling.temperature, dim=-1).cpu()
+        temperature = max(sampling.temperature, LEAST_TEMPERATURE)
+        probabilities = torch.softmax(logits / temperature, dim=-1).cpu()
         if sampling.top_p < 1:
             probabilities = _nucleus(probabilities, sampling.top_p)
         token_id = int(torch.multinomial(probabilities, 1, generator=generator))
@@ -51,5 +55,7 @@ def _nucleus(probabilities: Tensor, top_p: float) -> Tensor:
     """Return the smallest set of likely tokens whose mass reaches `top_p`, renormalised."""
     ordered, order = torch.sort(probabilities, descending=True)
     mass_before = ordered.cumsum(0) - ordered
-    kept = torch.where(mass_before < top_p, ordered, torch.zeros_like(ordered))
+    is_kept = mass_before < top_p
+    is_kept[0] = True  # also where float32 has no number as small as top_p
+    kept = torch.where(is_kept, ordered, torch.zeros_like(ordered))
     return torch.zeros_like(probabilities).scatter(0, order, kept / kept.sum())
