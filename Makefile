@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo serve test test-slow lint types docs bench bench-detection format clean
+.PHONY: demo serve test test-slow test-gpu lint types docs bench bench-detection format clean
 
 demo: $(READY)
 	$(BIN)/demur demo
@@ -18,6 +18,9 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m "slow"
+
+test-gpu: $(READY)
+	$(BIN)/python -m pytest -m "gpu"
 
 lint: $(READY)
 	$(BIN)/ruff format --check src tests benchmarks examples docs

@@ -133,8 +133,8 @@ def test_a_guard_model_that_answers_otherwise_is_refused_also_outside_of_the_ban
     class Other(FakeEngine):
         """Answers questions the other way round."""
 
-        def own_pass(self, read: OwnPass, chats: Sequence[Chat]) -> Array:
-            turned: Array = super().own_pass(read, chats)[:, ::-1]
+        def values_of(self, read: OwnPass, chats: Sequence[Chat]) -> Array:
+            turned: Array = super().values_of(read, chats)[:, ::-1]
             return turned
 
     with pytest.raises(ModelMismatchError, match="asks model 'self', which answers differently"):

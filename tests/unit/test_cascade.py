@@ -49,7 +49,7 @@ class Lengths:
     def __init__(self) -> None:
         self.asked: list[str] = []
 
-    def own_pass(self, read: OwnPass, chats: Sequence[Chat]) -> Array:
+    def values_of(self, read: OwnPass, chats: Sequence[Chat]) -> Array:
         texts = [chat.messages[-1].content for chat in chats]
         self.asked += texts
         return np.array([[float(len(text)), 0.0] for text in texts])

@@ -213,7 +213,7 @@ def test_the_served_model_is_asked_in_its_own_chat_template(wrapper: int) -> Non
     model = served("<{{ messages[0].content }}>")
     question = find(f"prompted:{wrapper}").text.replace("{prompt}", TEXTS[0])
     unsafe, safe = ("".join(text[0] for text in label) for label in read.labels)
-    values = OwnPasses(model).own_pass(read, [Chat.from_text(TEXTS[0])])[0]
+    values = OwnPasses(model).values_of(read, [Chat.from_text(TEXTS[0])])[0]
     expected = [
         log_probability(model.model, f"<{question}>", letters) for letters in (unsafe, safe)
     ]
@@ -228,7 +228,7 @@ def test_the_fourth_wrapper_counts_yes_as_safe() -> None:
     model = served("<{{ messages[0].content }}>")
     read = Prompted((), wrapper=4).reads[0]
     assert isinstance(read, OwnPass)
-    values = OwnPasses(model).own_pass(read, [Chat.from_text("Hi")])[0]
+    values = OwnPasses(model).values_of(read, [Chat.from_text("Hi")])[0]
     expected = [log_probability(model.model, f"<{question}>", letters) for letters in ("Nn", "Yy")]
     np.testing.assert_allclose(values, expected, atol=1e-4)
 
@@ -236,7 +236,7 @@ def test_the_fourth_wrapper_counts_yes_as_safe() -> None:
 def test_answers_of_a_label_are_added_up_and_beginnings_of_both_tell_nothing() -> None:
     model = served("<{{ messages[0].content }}>")
     read = OwnPass(SELF, "prompted:6", (("Yes", "yes", "Maybe"), ("No", "Mist")))
-    values = OwnPasses(model).own_pass(read, [Chat.from_text("Hi")])[0]
+    values = OwnPasses(model).values_of(read, [Chat.from_text("Hi")])[0]
     question = find("prompted:6").text.replace("{prompt}", "Hi")
     expected = [log_probability(model.model, f"<{question}>", letters) for letters in ("Yy", "N")]
     np.testing.assert_allclose(values, expected, atol=1e-4)
@@ -246,7 +246,7 @@ def test_an_answer_that_is_one_token_counts_as_that_token() -> None:
     model = served("<{{ messages[0].content }}>")
     model.tokenizer.add_tokens(["Yes", "No"])
     read = OwnPass(SELF, "prompted:6", (("Yes", "yes"), ("No",)))
-    values = OwnPasses(model).own_pass(read, [Chat.from_text("Hi")])[0]
+    values = OwnPasses(model).values_of(read, [Chat.from_text("Hi")])[0]
     ids = model.tokenizer(f"<{find('prompted:6').text.replace('{prompt}', 'Hi')}>")["input_ids"]
     with torch.inference_mode():
         found = model.model(input_ids=torch.tensor([ids])).logits[0, -1].double().log_softmax(-1)
@@ -260,22 +260,22 @@ def test_an_answer_that_joins_with_the_end_of_the_prompt_is_left_out() -> None:
     model.tokenizer.add_tokens([">> Yes", ">> No"])
     passes = OwnPasses(model)
     chats = [Chat.from_text("Hi")]
-    both = passes.own_pass(OwnPass(SELF, "prompted:6", ((" Yes", "Yes"), ("No",))), chats)
-    alone = passes.own_pass(OwnPass(SELF, "prompted:6", (("Yes",), ("No",))), chats)
+    both = passes.values_of(OwnPass(SELF, "prompted:6", ((" Yes", "Yes"), ("No",))), chats)
+    alone = passes.values_of(OwnPass(SELF, "prompted:6", (("Yes",), ("No",))), chats)
     np.testing.assert_array_equal(both, alone)
     with pytest.raises(ConfigError, match=r"\(' Yes',\) have no tokens of their own"):
-        passes.own_pass(OwnPass(SELF, "prompted:6", ((" Yes",), ("No",))), chats)
+        passes.values_of(OwnPass(SELF, "prompted:6", ((" Yes",), ("No",))), chats)
 
 
 def test_labels_that_begin_alike_are_refused() -> None:
     read = OwnPass(SELF, "prompted:6", (("Yes", "yes"), ("Yellow",), ("yolk",)))
     with pytest.raises(ConfigError, match="begins as another one"):
-        OwnPasses(served("{{ messages[0].content }}")).own_pass(read, [Chat.from_text("Hi")])
+        OwnPasses(served("{{ messages[0].content }}")).values_of(read, [Chat.from_text("Hi")])
 
 
 def test_among_the_labels_alone_probabilities_sum_to_one() -> None:
     read = OwnPass(SELF, "prompted:6", (("Yes",), ("No",)), normalise="labels")
-    values = OwnPasses(tiny("qwen3")).own_pass(read, [Chat.from_text("Hi")])
+    values = OwnPasses(tiny("qwen3")).values_of(read, [Chat.from_text("Hi")])
     assert float(np.exp(values).sum()) == pytest.approx(1.0)
 
 
@@ -287,13 +287,13 @@ def test_what_all_prompts_begin_with_is_read_once(tmp_path: Path) -> None:
     assert isinstance(read, OwnPass)
     beside = tiny("qwen2")
     passes = OwnPasses(beside)
-    passes.own_pass(read, [Chat.from_text("Hi")])
+    passes.values_of(read, [Chat.from_text("Hi")])
     lengths: list[int] = []
     beside.beside[str(folder)].model.register_forward_pre_hook(
         lambda _module, _args, kwargs: lengths.append(kwargs["input_ids"].shape[1]),
         with_kwargs=True,
     )
-    passes.own_pass(read, [Chat.from_text("Hi"), Chat.from_text("Hi there")])
+    passes.values_of(read, [Chat.from_text("Hi"), Chat.from_text("Hi there")])
     before, after = published.prompt.split("TEXT")
     assert lengths == [2 + len(after) + 1, 8 + len(after) + 1]
     assert len(before) > 300
@@ -303,10 +303,10 @@ def test_values_do_not_depend_on_what_was_asked_before(tmp_path: Path) -> None:
     passes, read = OwnPasses(served("{{ messages[0].content }}")), Prompted(()).reads[0]
     assert isinstance(read, OwnPass)
     chats = [Chat.from_text(text) for text in TEXTS]
-    together = passes.own_pass(read, chats)
-    np.testing.assert_array_equal(passes.own_pass(read, chats[::-1])[::-1], together)
-    np.testing.assert_array_equal(passes.own_pass(read, chats[:1]), together[:1])
-    assert passes.own_pass(read, []).shape == (0, 2)
+    together = passes.values_of(read, chats)
+    np.testing.assert_array_equal(passes.values_of(read, chats[::-1])[::-1], together)
+    np.testing.assert_array_equal(passes.values_of(read, chats[:1]), together[:1])
+    assert passes.values_of(read, []).shape == (0, 2)
 
 
 def test_a_fit_turns_a_model_that_answers_the_wrong_way_round() -> None:
@@ -325,7 +325,7 @@ def test_a_fit_asks_about_a_few_prompts_only() -> None:
     class Counter:
         num_asked = 0
 
-        def own_pass(self, read: OwnPass, chats: Sequence[Chat]) -> Array:
+        def values_of(self, read: OwnPass, chats: Sequence[Chat]) -> Array:
             self.num_asked += len(chats)
             return np.array([[len(chat.messages[0].content), 0.0] for chat in chats])
 
@@ -385,7 +385,7 @@ def test_there_are_ten_wrappers(wrapper: int) -> None:
 
 
 def ask(read: OwnPass) -> None:
-    OwnPasses(tiny("llama")).own_pass(read, [Chat.from_text("Hi")])
+    OwnPasses(tiny("llama")).values_of(read, [Chat.from_text("Hi")])
 
 
 YES_NO = (("Yes",), ("No",))
@@ -420,4 +420,4 @@ def test_a_classifier_without_a_named_class_is_refused(tmp_path: Path) -> None:
 def test_a_question_longer_than_the_context_is_refused() -> None:
     read = OwnPass(SELF, "prompted:6", YES_NO)
     with pytest.raises(DataError, match="longer than its context of 512: shorten the chat"):
-        OwnPasses(tiny("llama")).own_pass(read, [Chat.from_text("x" * 600)])
+        OwnPasses(tiny("llama")).values_of(read, [Chat.from_text("x" * 600)])

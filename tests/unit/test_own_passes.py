@@ -25,9 +25,9 @@ class Counted(OwnPasses):
 
     num_asked = 0
 
-    def own_pass(self, read: OwnPass, chats: Sequence[Chat]) -> Array:
+    def values_of(self, read: OwnPass, chats: Sequence[Chat]) -> Array:
         self.num_asked += len(chats)
-        return super().own_pass(read, chats)
+        return super().values_of(read, chats)
 
 
 def counted() -> Counted:
@@ -70,7 +70,7 @@ def test_taking_and_joining_runs_nothing_and_looking_runs_once() -> None:
     first, second = joined.log_probabilities(READ), joined.log_probabilities(READ)
     assert passes.num_asked == 3
     assert first is second
-    expected = passes.own_pass(READ, [CHATS[3], CHATS[0], CHATS[1]])
+    expected = passes.values_of(READ, [CHATS[3], CHATS[0], CHATS[1]])
     np.testing.assert_array_equal(first, expected)
 
 
@@ -84,22 +84,22 @@ def test_values_that_are_missing_or_not_finite_are_refused() -> None:
 def test_a_chat_is_asked_about_once_whatever_set_it_stands_in(tmp_path: Path) -> None:
     passes = counted()
     stored = StoredPasses(passes, tmp_path)
-    first = stored.own_pass(READ, CHATS[:2])
-    both = StoredPasses(passes, tmp_path).own_pass(READ, [CHATS[2], CHATS[1], CHATS[2]])
+    first = stored.values_of(READ, CHATS[:2])
+    both = StoredPasses(passes, tmp_path).values_of(READ, [CHATS[2], CHATS[1], CHATS[2]])
     assert passes.num_asked == 3
     np.testing.assert_array_equal(both[1], first[1])
-    np.testing.assert_array_equal(both[0], passes.own_pass(READ, CHATS[2:3])[0])
+    np.testing.assert_array_equal(both[0], passes.values_of(READ, CHATS[2:3])[0])
 
 
 def test_a_line_that_was_cut_off_is_asked_again(tmp_path: Path) -> None:
     passes = counted()
     stored = StoredPasses(passes, tmp_path)
-    expected = stored.own_pass(READ, CHATS)
+    expected = stored.values_of(READ, CHATS)
     path = stored.path(READ)
     path.write_bytes(path.read_bytes()[:-20])
-    np.testing.assert_array_equal(stored.own_pass(READ, CHATS), expected)
+    np.testing.assert_array_equal(stored.values_of(READ, CHATS), expected)
     assert passes.num_asked == len(CHATS) + 1
-    stored.own_pass(READ, CHATS)
+    stored.values_of(READ, CHATS)
     assert passes.num_asked == len(CHATS) + 1
 
 
@@ -112,7 +112,7 @@ def test_another_question_or_model_has_a_file_of_its_own(tmp_path: Path) -> None
 
 
 def test_no_prompt_stands_on_the_disk(tmp_path: Path) -> None:
-    StoredPasses(counted(), tmp_path).own_pass(READ, CHATS)
+    StoredPasses(counted(), tmp_path).values_of(READ, CHATS)
     content = b"".join(path.read_bytes() for path in tmp_path.iterdir())
     assert b"Three" not in content
 

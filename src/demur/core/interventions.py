@@ -4,9 +4,14 @@ They are data. A responder makes one, the guard passes it on, and only engines c
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
+from demur.core.errors import ConfigError
+from demur.core.reads import CaptureSpec
+from demur.core.tensors import TensorRef
 from demur.core.types import Prompt
+
+FromPosition = Literal["last", "user_end"]
 
 
 class Kept(NamedTuple):
@@ -56,4 +61,105 @@ class EndReply:
         return Kept(None, len(prompt))
 
 
-Intervention = ReplyWith | PrependText | EndReply
+@dataclass(frozen=True)
+class AddVectors:
+    """Add a vector to the hidden states after some blocks, from a position on and in the reply.
+
+    state += scale * vector, or scale * (gate . state) * vector where there are gates.
+    """
+
+    layers: tuple[int, ...]
+    """0-based decoder blocks; negative ones count from the end."""
+    vectors: TensorRef
+    """[layer, d_model], in the order of `layers`."""
+    scale: float = 1.0
+    """Of all vectors; 0 changes nothing."""
+    from_position: FromPosition = "last"
+    """The first token that is changed: the prompt's last one, or the last one of the user's."""
+    gates: TensorRef | None = None
+    """[layer, d_model]: how much of a vector a state gets. With gates in the null space of benign
+    states these get nothing."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no engine could carry out."""
+        if not self.layers or len(set(self.layers)) < len(self.layers):
+            raise ConfigError(f"layers is {self.layers}: expected one or more, each once")
+        if self.from_position not in get_args(FromPosition):
+            raise ConfigError(
+                f"from_position is {self.from_position!r}: expected one of {get_args(FromPosition)}"
+            )
+
+    def first_position(self, prompt: Prompt) -> int:
+        """Return the first position of a prompt whose states are changed."""
+        if self.from_position == "user_end" and (turns := prompt.spans_of("user")):
+            return turns[-1].stop - 1
+        return len(prompt) - 1
+
+    def keeps(self, prompt: Prompt) -> Kept:
+        """Keep the positions before the first that is changed, which is read again."""
+        return Kept(None, len(prompt) if self.scale == 0 else self.first_position(prompt))
+
+
+@dataclass(frozen=True)
+class SwapHead:
+    """Draw the reply through another output matrix; the states stay as they are."""
+
+    weights: TensorRef
+    """[vocabulary, d_model], in place of the LM head's."""
+
+    def keeps(self, prompt: Prompt) -> Kept:
+        """Keep all: the first token comes from the prefill's last state."""
+        return Kept(None, len(prompt))
+
+
+@dataclass(frozen=True)
+class PrependEmbeddings:
+    """Read the chat again, with trained embeddings in place of a safety prompt's tokens."""
+
+    text: str
+    """The safety prompt that they stand for: says where they go, as in `PrependText`."""
+    embeddings: TensorRef
+    """[token, d_model], one for each token of the text."""
+
+    def keeps(self, prompt: Prompt) -> Kept:
+        """Keep nothing: the system turn is at the very start."""
+        return Kept(None, 0)
+
+
+@dataclass(frozen=True)
+class RerankTokens:
+    """Draw each token among the likeliest ones by the state that the model would be in after it.
+
+    The token is the argmax of lm_weight * logprob + sign * (weights . state).
+    """
+
+    top_k: int
+    """How many tokens are tried in each step; 1 is greedy decoding."""
+    read: CaptureSpec
+    """One layer, of the token's own state."""
+    weights: TensorRef
+    """[d_model]."""
+    sign: Literal[-1, 1] = 1
+    """1 prefers states of a high score."""
+    lm_weight: float = 0.0
+    """Of the token's log-probability."""
+    draft: TensorRef | None = None
+    """A trained head that foretells the states; None has the model itself try each token."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no engine could carry out."""
+        if self.top_k < 1:
+            raise ConfigError(f"top_k is {self.top_k}: expected 1 or more")
+        if len(self.read.layers) != 1 or self.read.positions != "last":
+            raise ConfigError(f"{self.read}: expected one layer, at the last token")
+        if self.sign not in (-1, 1):
+            raise ConfigError(f"sign is {self.sign}: expected -1 or 1")
+
+    def keeps(self, prompt: Prompt) -> Kept:
+        """Keep all: the first token is chosen among those that the prefill finds likeliest."""
+        return Kept(None, len(prompt))
+
+
+Intervention = (
+    ReplyWith | PrependText | EndReply | AddVectors | SwapHead | PrependEmbeddings | RerankTokens
+)

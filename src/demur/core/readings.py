@@ -9,17 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from demur.core.errors import CapabilityError, DataError
-from demur.core.reads import CaptureSpec, OwnPass, Read
+from demur.core.reads import CaptureSpec, ExtraRead, OwnPass, Read, TentativeRead
 from demur.core.types import Chat
 
 Array = NDArray[Any]
 
 
 class PassRunner(Protocol):
-    """What can run passes of their own."""
+    """What can read more of chats than their prefill."""
 
-    def own_pass(self, read: OwnPass, chats: Sequence[Chat]) -> Array:
-        """Return the log-probabilities [chat, label] of a read, float64.
+    def values_of(self, read: Any, chats: Sequence[Chat]) -> Array:
+        """Return the values of a read: [chat, label], float64, or [chat, layer, d_model], float32.
 
         Raises:
             ConfigError: The model cannot be loaded, or the read does not fit it.
@@ -29,31 +29,31 @@ class PassRunner(Protocol):
 
 @dataclass(frozen=True)
 class Deferred:
-    """The values of an `OwnPass`, which is run when somebody looks at them, and only once.
+    """The values of an `ExtraRead`, which is made when somebody looks at them, and only once.
 
     Taking rows runs nothing, so a detector pays for just the prompts that it asks about.
     """
 
     runner: PassRunner
-    read: OwnPass
+    read: ExtraRead
     chats: tuple[Chat, ...]
 
     @cached_property
     def values(self) -> Array:
-        """The log-probabilities [prompt, label], float64."""
-        return self.runner.own_pass(self.read, self.chats)
+        """The log-probabilities [prompt, label], or the states [prompt, layer, d_model]."""
+        return self.runner.values_of(self.read, self.chats)
 
     def __len__(self) -> int:
         """Return the number of prompts."""
         return len(self.chats)
 
     def __getitem__(self, row: int) -> Array:
-        """Return the values of a prompt, [label]."""
+        """Return the values of a prompt."""
         values: Array = self.values[row]
         return values
 
     def __iter__(self) -> Iterator[Array]:
-        """Yield the values of each prompt, [label]."""
+        """Yield the values of each prompt."""
         return iter(self.values)
 
     def take(self, rows: Array) -> "Deferred":
@@ -75,8 +75,9 @@ class Readings:
     """The values of each read.
 
     A pooled read has an array [prompt, layer, d_model]; any other capture one array
-    [layer, position, d_model] a prompt; `Texts` one string a prompt; `OwnPass` an array
-    [prompt, label], made when it is asked for.
+    [layer, position, d_model] a prompt; `Texts` one string a prompt. `OwnPass` has an array
+    [prompt, label], `AppendedTokens` and `PilotTokens` one like a pooled read, made when they are
+    asked for.
     """
 
     values: Mapping[Read, Values]
@@ -91,8 +92,8 @@ class Readings:
         """Return the number of prompts."""
         return len(next(iter(self.values.values()), ()))
 
-    def pooled(self, spec: CaptureSpec) -> Array:
-        """Return the states of a pooled read: [prompt, layer, d_model], float32.
+    def pooled(self, spec: CaptureSpec | TentativeRead) -> Array:
+        """Return the states of a pooled or tentative read: [prompt, layer, d_model], float32.
 
         Raises:
             CapabilityError: The read was not captured.
@@ -103,13 +104,15 @@ class Readings:
             raise DataError("a captured state is not finite: check the model's dtype and weights")
         return states
 
-    def captured(self, spec: CaptureSpec) -> Array:
-        """Return the states of a pooled read as they are: for who checks what comes of them.
+    def captured(self, spec: CaptureSpec | TentativeRead) -> Array:
+        """Return the states of such a read as they are: for who checks what comes of them.
 
         Raises:
             CapabilityError: The read was not captured.
         """
         states = self.values.get(spec)
+        if isinstance(states, Deferred):
+            return states.values
         if not isinstance(states, np.ndarray):
             raise CapabilityError(
                 f"these readings do not hold {spec}: they hold {list(self.values)}"

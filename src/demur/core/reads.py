@@ -7,7 +7,7 @@ absolute in the unpadded prompt, so that padding never matters.
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, TypeGuard, get_args
+from typing import Any, Literal, TypeGuard, TypeVar, get_args
 
 from demur.core.errors import ConfigError
 
@@ -115,12 +115,78 @@ class OwnPass:
         return {"own_pass": asdict(self)}
 
 
-Read = CaptureSpec | Texts | OwnPass
+@dataclass(frozen=True)
+class AppendedTokens:
+    """The state at the end of a text that the model reads after the prompt, as if it had said it.
+
+    Values are [prompt, layer, d_model]. The text is read on a fork of the prefill's cache, and only
+    when a detector asks for the values.
+    """
+
+    text: str
+    """Split into tokens by itself; not empty."""
+    layers: tuple[int, ...]
+    """0-based decoder blocks; negative ones count from the end."""
+    site: Site = "block_out"
+    """As of a `CaptureSpec`."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no engine could carry out."""
+        if not self.text:
+            raise ConfigError("the appended text is empty: give a word, such as 'Sure'")
+        _ = self.spec
+
+    @property
+    def spec(self) -> CaptureSpec:
+        """What is read at the last token."""
+        return CaptureSpec(self.layers, site=self.site)
+
+    def as_dict(self) -> dict[str, object]:
+        """Return the fields, for JSON."""
+        return {"appended_tokens": asdict(self)}
 
 
-def in_prefill(reads: Iterable[Read]) -> tuple[Read, ...]:
-    """Return the reads that need no pass of their own."""
-    return tuple(read for read in reads if not isinstance(read, OwnPass))
+@dataclass(frozen=True)
+class PilotTokens:
+    """The state after the first tokens of the greedy reply, which nobody is shown.
+
+    Values are [prompt, layer, d_model], at the last of these tokens, or where the reply ends. They
+    are drawn on a fork of the prefill's cache, and only when a detector asks for the values.
+    """
+
+    num_tokens: int
+    """1 or more."""
+    layers: tuple[int, ...]
+    """0-based decoder blocks; negative ones count from the end."""
+    site: Site = "block_out"
+    """As of a `CaptureSpec`."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no engine could carry out."""
+        if self.num_tokens < 1:
+            raise ConfigError(f"num_tokens is {self.num_tokens}: expected 1 or more")
+        _ = self.spec
+
+    @property
+    def spec(self) -> CaptureSpec:
+        """What is read at the last token."""
+        return CaptureSpec(self.layers, site=self.site)
+
+    def as_dict(self) -> dict[str, object]:
+        """Return the fields, for JSON."""
+        return {"pilot_tokens": asdict(self)}
+
+
+TentativeRead = AppendedTokens | PilotTokens
+"""What is read in steps on a fork of the prefill's cache."""
+ExtraRead = OwnPass | TentativeRead
+"""What costs more than the prefill, and is read only when it is asked for."""
+Read = CaptureSpec | Texts | ExtraRead
+
+
+def in_prefill(reads: Iterable[Read]) -> tuple[CaptureSpec | Texts, ...]:
+    """Return the reads that cost no more than the prefill."""
+    return tuple(read for read in reads if isinstance(read, CaptureSpec | Texts))
 
 
 def of_reply(reads: Iterable[Read]) -> tuple[CaptureSpec, ...]:
@@ -203,10 +269,23 @@ def read_from_dict(fields: dict[str, object]) -> Read:
         return Texts()
     if "own_pass" in fields:
         return _own_pass_from(fields["own_pass"])
-    plain = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+    if "appended_tokens" in fields:
+        return _made(AppendedTokens, fields["appended_tokens"])
+    if "pilot_tokens" in fields:
+        return _made(PilotTokens, fields["pilot_tokens"])
+    return _made(CaptureSpec, fields)
+
+
+Plain = TypeVar("Plain", CaptureSpec, AppendedTokens, PilotTokens)
+
+
+def _made(kind: type[Plain], fields: Any) -> Plain:
     try:
-        return CaptureSpec(**plain)  # type: ignore[arg-type]  # __post_init__ checks the values
-    except TypeError as error:
+        plain: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()
+        }
+        return kind(**plain)
+    except (AttributeError, TypeError) as error:
         raise ConfigError(f"not a read: {fields!r} ({error})") from error
 
 

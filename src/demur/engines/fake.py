@@ -145,7 +145,7 @@ class FakeEngine:
             )
         return longer
 
-    def own_pass(self, read: OwnPass, chats: Sequence[Chat]) -> Array:
+    def values_of(self, read: OwnPass, chats: Sequence[Chat]) -> Array:
         """Return log-probabilities [chat, label]: the first label is likely where the marker is.
 
         The pretend model stands for any other one too.
@@ -220,6 +220,7 @@ class FakeEngine:
             return (prompt.chat.last_user_text,)
         if isinstance(read, OwnPass):
             return Deferred(self, read, (prompt.chat,))
+        assert isinstance(read, CaptureSpec), "the guard checked the capabilities"
         states = self._states(prompt, read)[:, _positions(prompt, read)]
         if read.normalise == "rms":
             states = states / _root_mean_square(states)

@@ -91,6 +91,26 @@ class ChatRenderer:
         forged = prompt.has_forged_markers or not self._special_ids.isdisjoint(ids)
         return replace(prompt.with_reply(ids), has_forged_markers=forged)
 
+    def safety_prompt_span(self, prompt: Prompt, text: str) -> Span:
+        """Return where the tokens of a safety prompt are in a prompt that was rendered with it.
+
+        Args:
+            prompt: Of a chat `with_safety_prompt`.
+            text: The safety prompt.
+
+        Raises:
+            DataError: They are not found: the template changes them, or they join others.
+        """
+        ids = tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        for span in prompt.spans_of("system"):
+            for start in range(span.stop - len(ids), span.start - 1, -1):
+                if prompt.token_ids[start : start + len(ids)] == ids:
+                    return Span("system", start, start + len(ids))
+        raise DataError(
+            f"the {len(ids)} tokens of the safety prompt are not found in the system turn: the "
+            "template changes them, or its neighbours join them; use another safety prompt"
+        )
+
     def _turns(self, chat: Chat) -> list[list[Message]]:
         """Return the template's turns, each with the messages whose contents it holds."""
         first, rest = chat.messages[0], list(chat.messages[1:])

@@ -1,5 +1,6 @@
 """Loads a model by name: the embedded one, a folder, a GGUF file, or a name on the model hub."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -44,6 +45,13 @@ class LoadedModel:
     def max_tokens(self) -> int:
         """The model's context: prompt and reply together."""
         return int(self.model.config.get_text_config(decoder=True).max_position_embeddings)
+
+    @property
+    def end_token_ids(self) -> frozenset[int]:
+        """The tokens that end a reply: the tokenizer's, and those of the generation config."""
+        named: Any = getattr(self.model.generation_config, "eos_token_id", None)
+        ids: Sequence[int | None] = named if isinstance(named, list) else [named]
+        return frozenset(i for i in (*ids, self.tokenizer.eos_token_id) if i is not None)
 
 
 def load(

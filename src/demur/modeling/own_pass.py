@@ -5,7 +5,6 @@ after the question, so that the next token is the one that tells them apart. Wha
 prompts, such as a guard model's policy, is read once, and its keys and values are kept.
 """
 
-import copy
 from collections import Counter
 from collections.abc import Sequence
 from typing import Protocol
@@ -20,6 +19,7 @@ from demur.core.readings import Array
 from demur.core.reads import SELF, OwnPass
 from demur.core.templates import Template, find
 from demur.core.types import Chat, ModelId
+from demur.modeling.caches import fork
 from demur.modeling.classifier import ClassifierPass, LoadedClassifier, load_classifier
 from demur.modeling.load import Dtype, LoadedModel, load
 from demur.modeling.questions import QuestionRenderer
@@ -49,7 +49,7 @@ class OwnPasses:
         self._served = served
         self._passes: dict[OwnPass, _Pass] = {}
 
-    def own_pass(self, read: OwnPass, chats: Sequence[Chat]) -> Array:
+    def values_of(self, read: OwnPass, chats: Sequence[Chat]) -> Array:
         """Return the log-probabilities [chat, label] of a read, float64.
 
         A chat at a time, so that its values do not depend on its neighbours.
@@ -179,9 +179,7 @@ class _AnswerPass:
         start = len(self._shared)
         if self._cache is None or list(ids[:start]) != self._shared:
             return self._run(ids, None)
-        fork = copy.copy(self._cache)
-        fork.layers = [copy.copy(layer) for layer in self._cache.layers]
-        return self._run(ids[start:], fork)
+        return self._run(ids[start:], fork(self._cache))
 
     def _run(self, ids: Sequence[int], cache: DynamicCache | None) -> Tensor:
         output = self._loaded.model(

@@ -33,7 +33,7 @@ class StoredPasses:
         self._passes = passes
         self._root = root
 
-    def own_pass(self, read: OwnPass, chats: Sequence[Chat]) -> Array:
+    def values_of(self, read: OwnPass, chats: Sequence[Chat]) -> Array:
         """Return the log-probabilities [chat, label] of a read, float64.
 
         Raises:
@@ -46,7 +46,7 @@ class StoredPasses:
         missing = [key for key in by_key if key not in known]
         for start in range(0, len(missing), CHATS_A_WRITE):
             keys = missing[start : start + CHATS_A_WRITE]
-            values = self._passes.own_pass(read, [by_key[key] for key in keys]).tolist()
+            values = self._passes.values_of(read, [by_key[key] for key in keys]).tolist()
             _append(path, zip(keys, values, strict=True))
             known.update(zip(keys, values, strict=True))
         return np.array([known[_key(chat)] for chat in chats]).reshape(len(chats), -1)

@@ -15,6 +15,8 @@ from transformers import DynamicCache
 
 from demur.core.protocols import Done, Request
 from demur.core.reads import CaptureSpec
+from demur.engines.transformers.passes import UNCHANGED, Changes
+from demur.engines.transformers.reranking import Reranking
 from demur.engines.transformers.sampling import row_generator
 from demur.engines.transformers.text import TextStream
 from demur.modeling.capture import Slot
@@ -28,6 +30,8 @@ class Row:
     text: TextStream
     length: int
     """Tokens that the model has read so far."""
+    changes: Changes = UNCHANGED
+    """To each of its passes."""
     next_token: int = -1
     """Drawn, but not read yet."""
     num_drawn: int = 0
@@ -42,16 +46,27 @@ class Row:
         )
 
 
+@dataclass
+class RerankedRow(Row):
+    """A row whose tokens are tried before one is taken, in passes of its own."""
+
+    reranking: Reranking = field(kw_only=True)
+    logits: Tensor = field(kw_only=True)
+    """Of the last token that was read, [vocabulary]."""
+    cache: DynamicCache = field(kw_only=True)
+
+
 class Batch:
-    """Rows and their shared cache, right-aligned."""
+    """Rows and their shared cache, right-aligned; beside them rows that run alone."""
 
     def __init__(self) -> None:
         self.rows: list[Row] = []
+        self.alone: list[RerankedRow] = []
         self._cache: DynamicCache | None = None
 
     def __len__(self) -> int:
         """Return the number of rows."""
-        return len(self.rows)
+        return len(self.rows) + len(self.alone)
 
     @property
     def cache(self) -> DynamicCache:
@@ -88,14 +103,11 @@ class Batch:
 
     def dismiss_abandoned(self) -> list[Done]:
         """Let rows leave that nobody waits for; return what to say of them."""
-        is_given_up = [row.request.is_abandoned() for row in self.rows]
-        events = [
-            Done(row.request.id, "abandoned")
-            for row, gone in zip(self.rows, is_given_up, strict=True)
-            if gone
-        ]
-        self.keep([index for index, gone in enumerate(is_given_up) if not gone])
-        return events
+        every = [*self.rows, *self.alone]
+        gone = {id(row) for row in every if row.request.is_abandoned()}
+        self.keep([index for index, row in enumerate(self.rows) if id(row) not in gone])
+        self.alone = [row for row in self.alone if id(row) not in gone]
+        return [Done(row.request.id, "abandoned") for row in every if id(row) in gone]
 
     def slots(self) -> dict[CaptureSpec, tuple[list[int], Slot]]:
         """Return for each read of a monitor its rows, and where their states go in the next step.

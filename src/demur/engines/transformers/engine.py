@@ -1,17 +1,16 @@
 """The engine proper: admits requests, runs the prefill once, and steps the running batch."""
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Self, get_args
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from demur.core.errors import DataError
-from demur.core.interventions import EndReply, Intervention, PrependText, ReplyWith
+from demur.core.interventions import EndReply, Intervention, ReplyWith
 from demur.core.protocols import (
     Done,
     Event,
@@ -22,17 +21,22 @@ from demur.core.protocols import (
     TokenOut,
 )
 from demur.core.readings import Array, Deferred, Readings, Values
-from demur.core.reads import CaptureSpec, OwnPass, Read, Texts, in_prefill
+from demur.core.reads import ExtraRead, OwnPass, Read, TentativeRead, in_prefill
 from demur.core.types import Chat, ModelId, Prompt
 from demur.engines._monitoring import failed, heed_monitor
 from demur.engines._waiting import Waiting
-from demur.engines.transformers.batch import Batch, Row
-from demur.engines.transformers.sampling import draw
+from demur.engines.transformers.batch import Batch, RerankedRow, Row
+from demur.engines.transformers.passes import Passes
+from demur.engines.transformers.sampling import Drawn, draw
+from demur.engines.transformers.starting import Start, Starter
 from demur.engines.transformers.text import TextStream
-from demur.modeling.capture import capture, filling, recording
+from demur.modeling.capture import capture, recording
 from demur.modeling.chat import ChatRenderer
 from demur.modeling.load import Dtype, LoadedModel, load
 from demur.modeling.own_pass import OwnPasses
+from demur.modeling.tentative import TentativeReads
+
+CAPABILITIES: frozenset[type] = frozenset({*get_args(Read), *get_args(Intervention), Monitor})
 
 
 class TransformersEngine:
@@ -45,14 +49,16 @@ class TransformersEngine:
 
     def __init__(self, loaded: LoadedModel, *, max_batch: int = 8) -> None:
         self._loaded = loaded
-        self._model = loaded.model
         self._tokenizer = loaded.tokenizer
-        self._device = next(loaded.model.parameters()).device
+        self._device = loaded.device
         self._renderer = ChatRenderer(loaded.tokenizer, name=loaded.model_id.name)
         self._max_batch = max_batch
         self._max_tokens = loaded.max_tokens
-        self._end_ids = _end_token_ids(loaded)
+        self._end_ids = loaded.end_token_ids
         self._own_passes = OwnPasses(loaded)
+        self._tentative = TentativeReads(loaded, self._renderer)
+        self._passes = Passes(loaded)
+        self._starter = Starter(loaded, self._renderer, self._passes)
 
     @classmethod
     def load(
@@ -90,7 +96,7 @@ class TransformersEngine:
     @property
     def capabilities(self) -> frozenset[type]:
         """The reads and interventions that this engine can do."""
-        return frozenset({CaptureSpec, Texts, OwnPass, ReplyWith, PrependText, EndReply, Monitor})
+        return CAPABILITIES
 
     @property
     def max_tokens(self) -> int:
@@ -132,7 +138,7 @@ class TransformersEngine:
         while True:
             while len(batch) < self._max_batch and (request := waiting.next()) is not None:
                 yield from self._admit(request, batch)
-            if batch.rows:
+            if len(batch):
                 yield from self._step(batch)
             elif waiting.is_over:
                 return
@@ -143,7 +149,7 @@ class TransformersEngine:
             yield Done(request.id, "abandoned")
             return
         try:
-            events = self._scored(request) if request.sampling.max_tokens == 0 else None
+            events = self._scored(request) if _needs_no_cache(request) else None
             if events is None:
                 events = self._started(request, batch)
         except Exception as error:  # one request's failure is its own
@@ -155,49 +161,68 @@ class TransformersEngine:
         readings = capture(self._loaded.parts, [request.prompt], in_prefill(request.reads))
         prefill_s = self._elapsed(started)
         started = time.perf_counter()
-        request.decide(self._with_own_passes(readings, request))
+        request.decide(self._with_extras(readings, request))
         guard_s = time.perf_counter() - started
         return [Scored(request.id, prefill_s, guard_s), Done(request.id, "scored")]
 
     def _started(self, request: Request, batch: Batch) -> list[Event]:
         started = time.perf_counter()
-        reads = in_prefill(request.reads)
-        with recording(self._loaded.parts, [request.prompt], reads, starts=[0]) as recorder:
-            logits, cache = self._prefill(request.prompt)
+        prompt, reads = request.prompt, in_prefill(request.reads)
+        with recording(self._loaded.parts, [prompt], reads, starts=[0]) as recorder:
+            prefill = self._passes.prefill(prompt)
         prefill_s = self._elapsed(started) - recorder.seconds
         started = time.perf_counter()
         readings = recorder.readings() if reads else Readings({})
-        intervention = request.decide(self._with_own_passes(readings, request))
+        with self._tentative.holding(prompt, prefill.logits, prefill.cache):
+            intervention = request.decide(self._with_extras(readings, request))
         guard_s = time.perf_counter() - started + recorder.seconds
         events: list[Event] = [Scored(request.id, prefill_s, guard_s)]
-        prompt = request.prompt
+        if request.sampling.max_tokens == 0:
+            return [*events, Done(request.id, "scored")]
+        start = Start.of(prefill)
         if intervention is not None:
             events.append(Switched(request.id, intervention))
             if isinstance(intervention, ReplyWith):
                 return [*events, *self._replaced(request, intervention, first=len(prompt))]
             if isinstance(intervention, EndReply):
                 return [*events, Done(request.id, "ended")]
-            prompt = self._changed(prompt, intervention)
-            logits, cache = self._prefill(prompt)
+            start = self._starter.start(prompt, prefill, intervention)
+        return [*events, *self._joined(request, start, batch)]
+
+    def _joined(self, request: Request, start: Start, batch: Batch) -> list[Event]:
+        """Draw a request's first token, and let it join the batch unless it is done."""
         text = TextStream(self._tokenizer, request.sampling.stop)
-        row = Row(request, text, len(prompt))
-        events += self._advance(row, logits)
+        if start.reranking is not None:
+            row = RerankedRow(
+                request,
+                text,
+                start.length,
+                reranking=start.reranking,
+                logits=start.logits,
+                cache=start.cache,
+            )
+            events = self._reranked(row)
+            if not isinstance(events[-1], Done):
+                batch.alone.append(row)
+            return events
+        plain = Row(request, text, start.length, start.changes)
+        events = self._advance(plain, start.logits)
         if not isinstance(events[-1], Done):
-            batch.join(row, cache)
+            batch.join(plain, start.cache)
         return events
 
-    def _with_own_passes(self, readings: Readings, request: Request) -> Readings:
-        """Add the passes of their own, which run only if a detector asks for them."""
-        own: dict[Read, Values] = {
-            read: Deferred(self._own_passes, read, (request.prompt.chat,))
+    def _with_extras(self, readings: Readings, request: Request) -> Readings:
+        """Add what costs more than the prefill, which runs only if a detector asks for it."""
+        extras: dict[Read, Values] = {
+            read: Deferred(
+                self._own_passes if isinstance(read, OwnPass) else self._tentative,
+                read,
+                (request.prompt.chat,),
+            )
             for read in request.reads
-            if isinstance(read, OwnPass)
+            if isinstance(read, ExtraRead)
         }
-        return Readings({**readings.values, **own}) if own else readings
-
-    def _changed(self, prompt: Prompt, intervention: Intervention) -> Prompt:
-        assert isinstance(intervention, PrependText), "the guard checked the capabilities"
-        return self.render(prompt.chat.with_safety_prompt(intervention.text))
+        return Readings({**readings.values, **extras}) if extras else readings
 
     def _replaced(
         self, request: Request, intervention: ReplyWith, *, first: int
@@ -212,6 +237,7 @@ class TransformersEngine:
     def _step(self, batch: Batch) -> Iterator[Event]:
         """Advance every row by one token; rows that are done, or given up, leave."""
         yield from batch.dismiss_abandoned()
+        yield from self._step_alone(batch)
         if not batch.rows:
             return
         try:
@@ -234,6 +260,34 @@ class TransformersEngine:
         batch.keep(going_on)
         yield from events
 
+    def _step_alone(self, batch: Batch) -> Iterator[Event]:
+        """Advance the rows that have passes of their own."""
+        rows, batch.alone = batch.alone, []
+        for row in rows:
+            try:
+                events = self._reranked(row)
+            except Exception as error:  # one request's failure is its own
+                events = [failed(row.request, error)]
+            if not isinstance(events[-1], Done):
+                batch.alone.append(row)
+            yield from events
+
+    def _reranked(self, row: RerankedRow) -> list[Event]:
+        """Try the likeliest tokens of a row, and take one."""
+        candidates = row.reranking.candidates(row.logits)
+        monitor = row.request.monitor
+        reads = dict.fromkeys([row.reranking.read, *([] if monitor is None else [monitor.read])])
+        tries = self._passes.tries(row.cache, candidates, reads)
+        index = row.reranking.choice(row.logits, candidates, tries.states[row.reranking.read])
+        logprob = float(torch.log_softmax(row.logits, -1)[candidates[index]])
+        events = self._take(row, Drawn(candidates[index], logprob))
+        if isinstance(events[-1], Done):
+            return events
+        row.cache, row.logits = tries.chosen(index), tries.logits[index]
+        row.length += 1
+        states = None if monitor is None else tries.states[monitor.read][index]
+        return [*events, *self._watched(row, states)]
+
     def _watched(self, row: Row, states: Array | None) -> Iterator[Event]:
         """Show a row's monitor, if it has one, the states [layer, d_model] of its newest token."""
         if states is not None:
@@ -252,7 +306,10 @@ class TransformersEngine:
             The token, and what ends the reply with it. A monitor is still to see a last token that
             is part of the text, so such a row goes on for a step.
         """
-        drawn = draw(logits, row.request.sampling, row.generator)
+        return self._take(row, draw(logits, row.request.sampling, row.generator))
+
+    def _take(self, row: Row, drawn: Drawn) -> list[Event]:
+        """Take a token as a row's next one; see `_advance`."""
         row.next_token = drawn.token_id
         row.num_drawn += 1
         is_end = drawn.token_id in self._end_ids
@@ -269,19 +326,6 @@ class TransformersEngine:
         row.end = done
         return [token]
 
-    @torch.inference_mode()
-    def _prefill(self, prompt: Prompt) -> tuple[Tensor, DynamicCache]:
-        """Read a prompt; return the logits [vocabulary] of its last token, and the cache."""
-        cache = DynamicCache()
-        output = self._model(
-            input_ids=torch.tensor([prompt.token_ids], device=self._device),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        return output.logits[0, -1].float(), cache
-
-    @torch.inference_mode()
     def _forward(self, batch: Batch) -> tuple[Tensor, dict[int, Array]]:
         """Read each row's next token.
 
@@ -290,9 +334,11 @@ class TransformersEngine:
             row.
         """
         slots = batch.slots()
-        with filling(self._loaded.parts, {spec: slot for spec, (_, slot) in slots.items()}):
-            output = self._model(**batch.inputs(self._device), use_cache=True, logits_to_keep=1)
-        logits: Tensor = output.logits[:, -1].float()
+        logits = self._passes.step(
+            batch.inputs(self._device),
+            [row.changes for row in batch.rows],
+            {spec: slot for spec, (_, slot) in slots.items()},
+        )
         states = {
             row: of[:, 0]
             for rows, slot in slots.values()
@@ -306,8 +352,7 @@ class TransformersEngine:
         return time.perf_counter() - started
 
 
-def _end_token_ids(loaded: LoadedModel) -> frozenset[int]:
-    """Return the tokens that end a reply: the tokenizer's, and those of the generation config."""
-    named: Any = getattr(loaded.model.generation_config, "eos_token_id", None)
-    ids: Sequence[int | None] = named if isinstance(named, list) else [named]
-    return frozenset(i for i in (*ids, loaded.tokenizer.eos_token_id) if i is not None)
+def _needs_no_cache(request: Request) -> bool:
+    """Tell whether nothing is read after a request's prompt: no token, no tentative step."""
+    tentative = any(isinstance(read, TentativeRead) for read in request.reads)
+    return request.sampling.max_tokens == 0 and not tentative

@@ -1,0 +1,363 @@
+"""What the transformers engine makes of interventions, against plain loops without a cache."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from demur.core.errors import ConfigError
+from demur.core.interventions import (
+    AddVectors,
+    Intervention,
+    PrependEmbeddings,
+    PrependText,
+    RerankTokens,
+    SwapHead,
+)
+from demur.core.protocols import Done, Event, Monitor, Request, TokenOut
+from demur.core.readings import Array, Readings
+from demur.core.reads import AppendedTokens, CaptureSpec, PilotTokens, Read
+from demur.core.tensors import TensorRef
+from demur.core.types import Chat, Prompt, Sampling
+from demur.engines.transformers import TransformersEngine
+from demur.modeling.load import LoadedModel
+from tests.interventions import edited, next_logits, plain_greedy, stored
+from tests.tiny import CONFIGS, tiny
+
+NUM_TOKENS = 12
+TEXT = "Tell me a story about two foxes and an owl."
+ARCHITECTURES = sorted(CONFIGS)
+D_MODEL = 32
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def model(request: pytest.FixtureRequest) -> LoadedModel:
+    return tiny(request.param)
+
+
+def prompt_of(model: LoadedModel, text: str = TEXT) -> Prompt:
+    return TransformersEngine(model).render(Chat.from_text(text))
+
+
+def drawn(shape: Sequence[int], *, seed: int = 0, scale: float = 1.0) -> Tensor:
+    return scale * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def request(
+    prompt: Prompt,
+    intervention: Intervention | None,
+    *,
+    id: str = "0",
+    num_tokens: int = NUM_TOKENS,
+) -> Request:
+    return Request(id, prompt, Sampling(max_tokens=num_tokens), decide=lambda _: intervention)
+
+
+def events_of(engine: TransformersEngine, requests: Sequence[Request]) -> list[Event]:
+    return list(engine.run(requests))
+
+
+def tokens_of(events: Sequence[Event], id: str = "0") -> list[int]:
+    errors = [e.error for e in events if isinstance(e, Done) and e.id == id and e.error]
+    assert not errors, errors
+    return [e.token_id for e in events if isinstance(e, TokenOut) and e.id == id]
+
+
+def reply(model: LoadedModel, prompt: Prompt, intervention: Intervention | None) -> list[int]:
+    return tokens_of(events_of(TransformersEngine(model), [request(prompt, intervention)]))
+
+
+class Edit:
+    """Adds a vector to the states from a position on."""
+
+    def __init__(self, first: int, vector: Tensor, gate: Tensor | None = None) -> None:
+        self._first, self._vector, self._gate = first, vector, gate
+
+    def __call__(self, states: Tensor) -> Tensor:
+        changed = states.clone()
+        amount: Tensor | float = 1.0
+        if self._gate is not None:
+            amount = (states[self._first :] @ self._gate)[:, None]
+        changed[self._first :] += amount * self._vector
+        return changed
+
+
+@pytest.mark.parametrize("where", ["last", "user_end"])
+def test_vectors_are_added_as_in_a_pass_over_everything(
+    model: LoadedModel, where: str, tmp_path: Path
+) -> None:
+    prompt, vectors = prompt_of(model), drawn([2, D_MODEL])
+    intervention = AddVectors(
+        (1, -1),
+        stored(tmp_path, "vectors", vectors),
+        scale=3.0,
+        from_position=where,  # type: ignore[arg-type]  # a name of the parameters
+    )
+    first = len(prompt) - 1 if where == "last" else prompt.spans_of("user")[-1].stop - 1
+    with edited(model, {1: Edit(first, 3 * vectors[0]), 3: Edit(first, 3 * vectors[1])}):
+        expected = plain_greedy(model, prompt, NUM_TOKENS)
+    assert reply(model, prompt, intervention) == expected
+    assert expected != plain_greedy(model, prompt, NUM_TOKENS)
+
+
+def test_gates_weigh_what_a_state_gets(model: LoadedModel, tmp_path: Path) -> None:
+    prompt, vector, gate = (
+        prompt_of(model),
+        drawn([1, D_MODEL], scale=9),
+        drawn([1, D_MODEL], seed=1),
+    )
+    intervention = AddVectors(
+        (2,), stored(tmp_path, "vectors", vector), gates=stored(tmp_path, "gates", gate)
+    )
+    with edited(model, {2: Edit(len(prompt) - 1, vector[0], gate[0])}):
+        expected = plain_greedy(model, prompt, NUM_TOKENS)
+    assert reply(model, prompt, intervention) == expected
+
+
+def test_a_scale_of_nothing_leaves_the_prefill_as_it_is(tmp_path: Path) -> None:
+    model = tiny()
+    prompt = prompt_of(model)
+    intervention = AddVectors((0,), stored(tmp_path, "v", drawn([1, D_MODEL])), scale=0.0)
+    assert reply(model, prompt, intervention) == reply(model, prompt, None)
+    assert intervention.keeps(prompt).positions_before == len(prompt)
+
+
+def test_another_head_draws_from_the_same_states(model: LoadedModel, tmp_path: Path) -> None:
+    prompt = prompt_of(model)
+    own = model.model.get_output_embeddings().weight
+    head = own + drawn(own.shape, scale=0.5)
+    expected = plain_greedy(model, prompt, NUM_TOKENS, head=head)
+    assert reply(model, prompt, SwapHead(stored(tmp_path, "head", head))) == expected
+    assert expected != reply(model, prompt, None)
+
+
+def test_a_head_of_a_model_that_bends_its_logits_is_bent_too(tmp_path: Path) -> None:
+    model = tiny("gemma3")
+    config = model.model.config
+    config.final_logit_softcapping, before = 0.5, config.final_logit_softcapping
+    try:
+        prompt = prompt_of(model)
+        own = model.model.get_output_embeddings().weight
+        ref = stored(tmp_path, "head", own.clone())
+        found = [
+            e.logprob
+            for e in events_of(TransformersEngine(model), [request(prompt, SwapHead(ref))])
+            if isinstance(e, TokenOut)
+        ]
+        plain = [
+            e.logprob
+            for e in events_of(TransformersEngine(model), [request(prompt, None)])
+            if isinstance(e, TokenOut)
+        ]
+    finally:
+        config.final_logit_softcapping = before
+    np.testing.assert_allclose(found, plain, atol=1e-5)
+
+
+def test_a_model_that_does_something_unknown_to_its_logits_is_refused(tmp_path: Path) -> None:
+    model = tiny()
+    prompt = prompt_of(model)
+    own = model.model.get_output_embeddings().weight
+    ref = stored(tmp_path, "head", own.clone())
+
+    def squared(_module: object, _inputs: object, output: "object") -> object:
+        output.logits = output.logits * 7  # type: ignore[attr-defined]  # a model's output
+        return output
+
+    with model.model.register_forward_hook(squared):
+        events = events_of(TransformersEngine(model), [request(prompt, SwapHead(ref))])
+    assert isinstance(events[-1], Done)
+    assert "changes its logits" in str(events[-1].error)
+
+
+def test_the_texts_own_embeddings_are_the_text(model: LoadedModel, tmp_path: Path) -> None:
+    text = "Be careful with what you say."
+    prompt = prompt_of(model)
+    ids = model.tokenizer(text, add_special_tokens=False)["input_ids"]
+    with torch.inference_mode():
+        embeddings = model.model.get_input_embeddings()(torch.tensor(ids))
+    ref = stored(tmp_path, "embeddings", embeddings.clone())
+    assert reply(model, prompt, PrependEmbeddings(text, ref)) == reply(
+        model, prompt, PrependText(text)
+    )
+
+
+def test_other_embeddings_stand_in_the_same_place(tmp_path: Path) -> None:
+    model, text = tiny(), "Be careful."
+    chat = Chat.from_text(TEXT, system="You are kind.")
+    prompt = TransformersEngine(model).render(chat)
+    embeddings = drawn([len(text), D_MODEL], scale=2)
+    intervention = PrependEmbeddings(text, stored(tmp_path, "embeddings", embeddings))
+    longer = TransformersEngine(model).render(chat.with_safety_prompt(text))
+    ids = list(longer.token_ids)
+    of_text = model.tokenizer(text, add_special_tokens=False)["input_ids"]
+    start = next(i for i in range(len(ids)) if ids[i : i + len(text)] == of_text)
+    with torch.inference_mode():
+        states = model.model.get_input_embeddings()(torch.tensor([ids])).clone()
+        states[0, start : start + len(text)] = embeddings
+        first = int(model.model(inputs_embeds=states).logits[0, -1].argmax())
+    assert reply(model, prompt, intervention)[0] == first
+
+
+@pytest.mark.parametrize("lm_weight", [0.0, 0.3])
+def test_tokens_are_reranked_as_if_each_were_tried_alone(
+    model: LoadedModel, lm_weight: float, tmp_path: Path
+) -> None:
+    prompt, weights, read = prompt_of(model), drawn([D_MODEL]), CaptureSpec((2,))
+    intervention = RerankTokens(
+        5, read, stored(tmp_path, "weights", weights), sign=-1, lm_weight=lm_weight
+    )
+    ids = list(prompt.token_ids)
+    for _ in range(NUM_TOKENS):
+        logprobs = torch.log_softmax(next_logits(model, ids), -1)
+        candidates = logprobs.topk(5).indices.tolist()
+        scores = [
+            lm_weight * float(logprobs[c]) - float(state_after(model, [*ids, c], 2) @ weights)
+            for c in candidates
+        ]
+        ids.append(candidates[int(np.argmax(scores))])
+        if ids[-1] in model.end_token_ids:
+            break
+    assert reply(model, prompt, intervention) == ids[len(prompt) :]
+
+
+def state_after(model: LoadedModel, ids: Sequence[int], layer: int) -> Tensor:
+    with torch.inference_mode():
+        output = model.model(torch.tensor([list(ids)]), output_hidden_states=True)
+    states: Tensor = output.hidden_states[layer + 1][0, -1]
+    return states
+
+
+def test_a_choice_of_one_is_greedy(model: LoadedModel, tmp_path: Path) -> None:
+    ref = stored(tmp_path, "weights", drawn([D_MODEL]))
+    prompt = prompt_of(model)
+    assert reply(model, prompt, RerankTokens(1, CaptureSpec((1,)), ref)) == reply(
+        model, prompt, None
+    )
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> dict[str, Intervention | None]:
+    own = tiny().model.get_output_embeddings().weight
+    weights = stored(tmp_path, "weights", drawn([D_MODEL]))
+    vectors = stored(tmp_path, "vectors", drawn([1, D_MODEL], scale=9))
+    return {
+        "0": None,
+        "1": AddVectors((1,), vectors),
+        "2": SwapHead(stored(tmp_path, "head", own + drawn(own.shape))),
+        "3": RerankTokens(4, CaptureSpec((2,)), weights),
+        "4": PrependText("Be careful."),
+        "5": AddVectors((1,), vectors, scale=-1.0, from_position="user_end"),
+        "6": None,
+    }
+
+
+def test_rows_of_a_mixed_batch_are_as_alone(many: dict[str, Intervention | None]) -> None:
+    model = tiny()
+    prompts = {id: prompt_of(model, f"{TEXT} {'And then? ' * int(id)}") for id in many}
+    requests = [request(prompts[id], of, id=id, num_tokens=20 + int(id)) for id, of in many.items()]
+    together = events_of(TransformersEngine(model, max_batch=8), requests)
+    for id, of in many.items():
+        alone = events_of(
+            TransformersEngine(model),
+            [request(prompts[id], of, id=id, num_tokens=20 + int(id))],
+        )
+        assert tokens_of(together, id) == tokens_of(alone, id)
+
+
+def fingerprint(model: LoadedModel) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in model.model.state_dict().items():
+        digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
+    for module in model.model.modules():
+        digest.update(repr((len(module._forward_hooks), len(module._forward_pre_hooks))).encode())
+    return digest.hexdigest()
+
+
+def test_nothing_is_left_behind(many: dict[str, Intervention | None], tmp_path: Path) -> None:
+    model = tiny()
+    before = fingerprint(model)
+    wrong = stored(tmp_path, "wrong", drawn([3, D_MODEL]))
+    failing: list[Intervention] = [
+        AddVectors((1,), wrong),
+        AddVectors((99,), stored(tmp_path, "v", drawn([1, D_MODEL]))),
+        SwapHead(wrong),
+        PrependEmbeddings("Be careful.", wrong),
+        RerankTokens(2, CaptureSpec((99,)), stored(tmp_path, "w", drawn([D_MODEL]))),
+    ]
+    requests = [request(prompt_of(model), of, id=id) for id, of in many.items()]
+    requests += [request(prompt_of(model), of, id=f"wrong {n}") for n, of in enumerate(failing)]
+    events = events_of(TransformersEngine(model), requests)
+    failed = {e.id for e in events if isinstance(e, Done) and e.reason == "error"}
+    assert failed == {f"wrong {n}" for n in range(len(failing))}
+    assert fingerprint(model) == before
+
+
+def test_a_tensor_that_was_replaced_is_refused(tmp_path: Path) -> None:
+    ref = stored(tmp_path, "vectors", drawn([1, D_MODEL]))
+    stored(tmp_path, "vectors", drawn([1, D_MODEL], seed=1))
+    events = events_of(
+        TransformersEngine(tiny()), [request(prompt_of(tiny()), AddVectors((0,), ref))]
+    )
+    assert isinstance(events[-1], Done)
+    assert "was replaced" in str(events[-1].error)
+
+
+def test_a_tensor_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="expected an artifact"):
+        TensorRef.of(tmp_path, "vectors")
+
+
+def read_of(model: LoadedModel, read: Read, *, num_tokens: int = 3) -> tuple[Array, list[int]]:
+    """Return the values of a read as a detector sees them, and the reply that went on."""
+    seen: list[Array] = []
+
+    def decide(readings: Readings) -> None:
+        assert not isinstance(read, CaptureSpec)
+        seen.append(readings.pooled(read))  # type: ignore[arg-type]  # a tentative read
+
+    of = replace(
+        request(prompt_of(model), None, num_tokens=num_tokens), reads=(read,), decide=decide
+    )
+    tokens = tokens_of(events_of(TransformersEngine(model), [of]))
+    return seen[0], tokens
+
+
+@pytest.mark.parametrize("num_tokens", [0, 3])
+def test_an_appended_word_is_read_on_a_fork(model: LoadedModel, num_tokens: int) -> None:
+    prompt = prompt_of(model)
+    values, tokens = read_of(model, AppendedTokens("Sure", (0, 2)), num_tokens=num_tokens)
+    ids = [*prompt.token_ids, *model.tokenizer("Sure", add_special_tokens=False)["input_ids"]]
+    expected = [state_after(model, ids, layer).numpy() for layer in (0, 2)]
+    np.testing.assert_allclose(values[0], expected, atol=1e-5)
+    assert tokens == plain_greedy(model, prompt, num_tokens)
+
+
+def test_pilot_tokens_are_those_of_the_reply(model: LoadedModel) -> None:
+    prompt = prompt_of(model)
+    values, tokens = read_of(model, PilotTokens(3, (1,)), num_tokens=4)
+    expected = state_after(model, [*prompt.token_ids, *tokens[:3]], 1).numpy()
+    np.testing.assert_allclose(values[0, 0], expected, atol=1e-5)
+    assert tokens == plain_greedy(model, prompt, 4)
+
+
+def test_a_monitor_sees_the_reply_that_was_reranked(tmp_path: Path) -> None:
+    model, read, seen = tiny(), CaptureSpec((1,), positions="reply"), []
+    rerank = RerankTokens(4, CaptureSpec((2,)), stored(tmp_path, "weights", drawn([D_MODEL])))
+
+    def watch(states: Array) -> None:
+        seen.append(states[0])
+
+    prompt = prompt_of(model)
+    of = replace(request(prompt, rerank, num_tokens=6), monitor=Monitor(read, watch))
+    tokens = tokens_of(events_of(TransformersEngine(model), [of]))
+    assert len(seen) == len(tokens) == 6
+    expected = [
+        state_after(model, [*prompt.token_ids, *tokens[: n + 1]], 1).numpy() for n in range(6)
+    ]
+    np.testing.assert_allclose(seen, expected, atol=1e-5)
