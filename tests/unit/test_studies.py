@@ -336,6 +336,17 @@ def test_what_is_answered_is_counted_against_what_is_recognised(answer: Answer) 
         assert row["recognised_and_answered"] == row["recognised"]
 
 
+@pytest.mark.parametrize(("of_safe", "verdict"), [(0.1, "Holds"), (0.9, "Does not hold")])
+def test_who_calls_safe_prompts_unsafe_too_recognises_nothing(of_safe: float, verdict: str) -> None:
+    row: dict[str, str | float | int | None] = {
+        "recogniser": "wording 0",
+        "recognised_and_answered": 10,
+        "recognised_of_answered": 1.0,
+        "safe_called_unsafe": of_safe,
+    }
+    assert verdict in prompting._answered_though_recognised([row], np.ones(10, bool))[1]
+
+
 def test_without_an_engine_nothing_is_answered(inputs: StudyInputs) -> None:
     result = STUDIES[4].run(replace(inputs, engine=None))
     assert column(result, "answered") == [None] * 4
