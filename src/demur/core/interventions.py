@@ -143,8 +143,6 @@ class RerankTokens:
     """1 prefers states of a high score."""
     lm_weight: float = 0.0
     """Of the token's log-probability."""
-    draft: TensorRef | None = None
-    """A trained head that foretells the states; None has the model itself try each token."""
 
     def __post_init__(self) -> None:
         """Refuse what no engine could carry out."""
