@@ -1,6 +1,7 @@
 """What the transformers engine makes of interventions, against plain loops without a cache."""
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from demur.core.interventions import (
 )
 from demur.core.protocols import Done, Event, Monitor, Request, TokenOut
 from demur.core.readings import Array, Readings
-from demur.core.reads import AppendedTokens, CaptureSpec, PilotTokens, Read
+from demur.core.reads import AppendedTokens, CaptureSpec, PilotTokens, Read, read_from_dict
 from demur.core.tensors import TensorRef
 from demur.core.types import Chat, Prompt, Sampling
 from demur.engines.transformers import TransformersEngine
@@ -361,3 +362,35 @@ def test_a_monitor_sees_the_reply_that_was_reranked(tmp_path: Path) -> None:
         state_after(model, [*prompt.token_ids, *tokens[: n + 1]], 1).numpy() for n in range(6)
     ]
     np.testing.assert_allclose(seen, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "read", [AppendedTokens("Sure", (1, -1)), PilotTokens(3, (-1,), "mlp_out")]
+)
+def test_tentative_reads_survive_json(read: AppendedTokens | PilotTokens) -> None:
+    assert read_from_dict(json.loads(json.dumps(read.as_dict()))) == read
+
+
+def test_what_no_engine_could_carry_out_is_refused(tmp_path: Path) -> None:
+    ref = stored(tmp_path, "vectors", drawn([1, D_MODEL]))
+    for make, message in (
+        (lambda: AddVectors((), ref), "expected one or more"),
+        (lambda: AddVectors((1, 1), ref), "each once"),
+        (lambda: AddVectors((1,), ref, from_position="first"), "expected one of"),  # type: ignore[arg-type]
+        (lambda: RerankTokens(0, CaptureSpec((1,)), ref), "expected 1 or more"),
+        (lambda: RerankTokens(2, CaptureSpec((1, 2)), ref), "expected one layer"),
+        (lambda: RerankTokens(2, CaptureSpec((1,)), ref, sign=0), "expected -1 or 1"),  # type: ignore[arg-type]
+        (lambda: AppendedTokens("", (1,)), "is empty"),
+        (lambda: AppendedTokens("Sure", ()), "names no layers"),
+        (lambda: PilotTokens(0, (1,)), "expected 1 or more"),
+        (lambda: read_from_dict({"pilot_tokens": {"tokens": 3}}), "not a read"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            make()
+
+
+def test_a_safety_prompt_that_fills_the_context_is_an_error(tmp_path: Path) -> None:
+    of = request(prompt_of(tiny()), PrependText("Be careful. " * 60))
+    events = events_of(TransformersEngine(tiny()), [of])
+    assert isinstance(events[-1], Done)
+    assert "with its safety prompt" in str(events[-1].error)
