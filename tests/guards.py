@@ -113,7 +113,11 @@ def marker_detector(engine: Engine, *, name: str = "linear") -> CalibratedDetect
 
 
 def marker_guard(
-    engine: Engine | None = None, *, responder: str = "fixed_reply", on_error: OnError = "refuse"
+    engine: Engine | None = None,
+    *,
+    responder: str = "fixed_reply",
+    on_error: OnError = "refuse",
+    observes: bool = False,
 ) -> Guard:
     """Return a guard that sends prompts with the marker to a responder."""
     engine = engine or FakeEngine()
@@ -127,6 +131,7 @@ def marker_guard(
         route=FlaggedTo(responder),
         responders=responders,
         on_error=on_error,
+        observes=observes,
     )
 
 

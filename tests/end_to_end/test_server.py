@@ -291,14 +291,7 @@ def test_blocked_prompts_are_http_400_with_the_verdict(stream: bool) -> None:
 
 
 def test_an_observer_answers_and_says_what_would_have_been() -> None:
-    engine = FakeEngine()
-    guard = Guard(
-        engine,
-        [marker_detector(engine)],
-        route=FlaggedTo("fixed_reply"),
-        responders={"fixed_reply": FixedReply()},
-        observes=True,
-    )
+    guard = marker_guard(observes=True)
     with running(app_of(guard, observe=True)) as found:
         body = {"model": "fake", "messages": UNSAFE_CHAT, "temperature": 0}
         response = found.post(CHAT, body)

@@ -20,7 +20,7 @@ from demur.guard.routes import FlaggedTo
 from demur.responders.fixed_reply import FixedReply
 from demur.serving.audit import AuditError, AuditLog
 from tests.end_to_end.test_server import acting
-from tests.guards import REFUSAL, SAFE, UNSAFE, judge, marker_detector, marker_guard
+from tests.guards import REFUSAL, SAFE, UNSAFE, judge, marker_guard
 from tests.servers import Running, app_of, running
 from tests.unit.test_judged_chat import ASKS, CALLS, PICTURE, RESULT
 from tests.upstreams import EVENTS, REPLY, STREAM, WITHIN_S, FakeUpstream, chat, fake_upstream
@@ -458,14 +458,7 @@ def test_an_observer_passes_everything_on_and_says_what_would_have_been(
     asked: FakeUpstream, tmp_path: Path
 ) -> None:
     path = tmp_path / "audit.jsonl"
-    engine = FakeEngine()
-    guard = Guard(
-        engine,
-        [marker_detector(engine)],
-        route=FlaggedTo("fixed_reply"),
-        responders={"fixed_reply": FixedReply()},
-        observes=True,
-    )
+    guard = marker_guard(observes=True)
     with guarding(asked.url, guard=guard, observe=True, audit={"path": path}) as found:
         response = found.post(CHAT, chat(ASKS, CALLS, {**RESULT, "content": MARKER}))
     assert response.json()["id"] == "chatcmpl-up"

@@ -28,10 +28,11 @@ from demur.core.heads import CategoryHeads
 from demur.core.protocols import Detector, Watches
 from demur.core.readings import Array
 from demur.core.reads import read_from_dict
+from demur.core.tensors import TENSORS
 from demur.core.types import ModelId
 
 SCHEMA_VERSION = 1
-MANIFEST, WEIGHTS, THRESHOLDS = "demur.json", "model.safetensors", "thresholds.json"
+MANIFEST, WEIGHTS, THRESHOLDS = "demur.json", TENSORS, "thresholds.json"
 FINGERPRINT, CARD = "fingerprint.safetensors", "README.md"
 CATEGORIES, MOMENTS = "categories.safetensors", "moments/moments.safetensors"
 

@@ -67,6 +67,11 @@ class Exchange:
     ended_at: float = 0.0
     scored: Scored | None = None
 
+    @property
+    def is_scored(self) -> bool:
+        """Every detector has judged the prompt."""
+        return bool(self.verdicts) and all(verdict.error is None for verdict in self.verdicts)
+
     def rendered(self, engine: Engine, chat: ChatLike) -> Prompt | None:
         """Return the chat as the engine's model will read it; None, and an error, if that fails."""
         try:

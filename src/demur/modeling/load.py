@@ -8,7 +8,8 @@ from typing import Any, Literal, get_args
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from demur.core.errors import ConfigError, DataError, MissingPackageError
 from demur.core.types import ModelId
@@ -52,6 +53,30 @@ class LoadedModel:
         named: Any = getattr(self.model.generation_config, "eos_token_id", None)
         ids: Sequence[int | None] = named if isinstance(named, list) else [named]
         return frozenset(i for i in (*ids, self.tokenizer.eos_token_id) if i is not None)
+
+    @torch.inference_mode()
+    def last_logits(
+        self,
+        token_ids: Sequence[int],
+        *,
+        cache: DynamicCache | None = None,
+        embeddings: Tensor | None = None,
+    ) -> Tensor:
+        """Read tokens, and return the logits [vocabulary] of the last one.
+
+        Args:
+            token_ids: What is read.
+            cache: Of what came before; it grows by the tokens. None keeps nothing.
+            embeddings: [token, d_model], in place of those of the tokens.
+        """
+        inputs = {"input_ids": torch.tensor([token_ids], device=self.device)}
+        if embeddings is not None:
+            inputs = {"inputs_embeds": embeddings[None]}
+        output = self.model(
+            **inputs, past_key_values=cache, use_cache=cache is not None, logits_to_keep=1
+        )
+        logits: Tensor = output.logits[0, -1]
+        return logits
 
 
 def load(

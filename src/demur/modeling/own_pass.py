@@ -165,31 +165,19 @@ class _AnswerPass:
             )
         return [ids for ids in found if ids]
 
-    @torch.inference_mode()
     def _read_shared(self) -> DynamicCache | None:
         if not self._shared:
             return None
         cache = DynamicCache()
-        self._run(self._shared, cache)
+        self._loaded.last_logits(self._shared, cache=cache)
         return cache
 
-    @torch.inference_mode()
     def _logits(self, ids: Sequence[int]) -> Tensor:
         """Return the logits [vocabulary] after some tokens."""
         start = len(self._shared)
         if self._cache is None or list(ids[:start]) != self._shared:
-            return self._run(ids, None)
-        return self._run(ids[start:], fork(self._cache))
-
-    def _run(self, ids: Sequence[int], cache: DynamicCache | None) -> Tensor:
-        output = self._loaded.model(
-            input_ids=torch.tensor([ids], device=self._loaded.device),
-            past_key_values=cache,
-            use_cache=cache is not None,
-            logits_to_keep=1,
-        )
-        logits: Tensor = output.logits[0, -1]
-        return logits
+            return self._loaded.last_logits(ids)
+        return self._loaded.last_logits(ids[start:], cache=fork(self._cache))
 
 
 def _common(texts: Sequence[Sequence[int]]) -> list[int]:

@@ -100,11 +100,4 @@ class TentativeReads:
                 f"the prompt and what is read after it have {length} tokens: the model takes at "
                 f"most {self._loaded.max_tokens}; shorten the chat"
             )
-        output = self._loaded.model(
-            input_ids=torch.tensor([ids], device=self._loaded.device),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        logits: Tensor = output.logits[0, -1].float()
-        return logits
+        return self._loaded.last_logits(ids, cache=cache).float()

@@ -77,13 +77,8 @@ class Answer:
         """
         await service.records.require_writable()
         answer = cls(service, call)
-        try:
-            await answer.render(chat, sampling, n=n)
-            await answer.decide()
-            await answer.require_answerable()
-        except BaseException:
-            answer.close()
-            raise
+        await answer.render(chat, sampling, n=n)
+        await answer.settle()
         return answer
 
     async def render(self, chat: Chat, sampling: Sampling, *, n: int = 1) -> None:
@@ -103,6 +98,19 @@ class Answer:
             )
             for number in range(n)
         ]
+
+    async def settle(self) -> None:
+        """Decide, and let go of everything if there is to be no reply.
+
+        Raises:
+            ApiError: What is sent in its place.
+        """
+        try:
+            await self.decide()
+            await self.require_answerable()
+        except BaseException:
+            self.close()
+            raise
 
     async def decide(self) -> None:
         """Queue the exchanges, and wait for the first one's first token, or its end.

@@ -20,7 +20,7 @@ from demur.serving.answers import ABANDONED, Answer, Call
 from demur.serving.chat import PATH, Completion
 from demur.serving.chat_request import ChatMessage, ChatRequest, StreamOptions
 from demur.serving.clients import service_of, while_connected
-from demur.serving.errors import ApiError, ErrorResponse, invalid, unsupported
+from demur.serving.errors import ApiError, documented, invalid, unsupported
 from demur.serving.judged_chat import JudgedChat, judged_chat
 from demur.serving.judging import judge
 from demur.serving.passing import Passing
@@ -39,7 +39,7 @@ others = APIRouter()
 
 @router.post(
     PATH,
-    responses={status: {"model": ErrorResponse} for status in (400, 401, 413, 429, 502, 503, 504)},
+    responses=documented(400, 401, 408, 413, 429, 502, 503, 504),
     openapi_extra={
         "requestBody": {
             "required": True,

@@ -81,12 +81,7 @@ async def _answered(flagged: Answer, sampling: Sampling) -> Answer:
         is_abandoned=answer.abandoned.is_set,
     )
     answer.exchanges = [replace(judged, request=request, finish_reason=None)]
-    try:
-        await answer.decide()
-        await answer.require_answerable()
-    except BaseException:
-        answer.close()
-        raise
+    await answer.settle()
     return answer
 
 

@@ -152,9 +152,7 @@ def record_of(
         route=exchange.route,
         finish_reason=exchange.finish_reason,
         verdicts=tuple(AuditVerdict.of(v, version=versions[v.detector]) for v in judged),
-        prompt_scanned=not unscanned
-        and bool(exchange.verdicts)
-        and all(v.error is None for v in exchange.verdicts),
+        prompt_scanned=exchange.is_scored and not unscanned,
         num_reply_tokens_scanned=exchange.num_scanned,
         would_route=exchange.would_route,
         num_prompt_tokens=0 if request is None else len(request.prompt),

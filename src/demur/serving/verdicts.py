@@ -135,9 +135,7 @@ def report(
         route=first.route,
         flagged=any(verdict.flagged for verdict in verdicts),
         would_route=first.would_route,
-        prompt_scanned=not unscanned
-        and bool(verdicts)
-        and all(verdict.error is None for verdict in verdicts),
+        prompt_scanned=first.is_scored and not unscanned,
         unscanned=list(unscanned),
         replies_watched=guard.monitor is not None,
         verdicts=verdicts,

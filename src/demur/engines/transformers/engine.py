@@ -58,7 +58,7 @@ class TransformersEngine:
         self._own_passes = OwnPasses(loaded)
         self._tentative = TentativeReads(loaded, self._renderer)
         self._passes = Passes(loaded)
-        self._starter = Starter(loaded, self._renderer, self._passes)
+        self._starter = Starter(loaded, self._renderer, self.render, self._passes)
 
     @classmethod
     def load(

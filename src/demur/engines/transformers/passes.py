@@ -87,7 +87,6 @@ class Passes:
         self._loaded = loaded
         self._head = loaded.model.get_output_embeddings()
 
-    @torch.inference_mode()
     def prefill(self, prompt: Prompt, *, embeddings: Tensor | None = None) -> Prefill:
         """Read a prompt.
 
@@ -95,15 +94,11 @@ class Passes:
             prompt: Its tokens.
             embeddings: [position, d_model], in place of those of its tokens.
         """
-        inputs: dict[str, Tensor] = {"input_ids": self._ids(prompt.token_ids)}
-        if embeddings is not None:
-            inputs = {"inputs_embeds": embeddings[None]}
         cache, seen = DynamicCache(), _HeadLog()
         with self._head.register_forward_hook(seen.take):
-            output = self._run(inputs, cache)
-        return Prefill(len(prompt), output[0, -1].float(), cache, *seen.last())
+            logits = self._loaded.last_logits(prompt.token_ids, cache=cache, embeddings=embeddings)
+        return Prefill(len(prompt), logits.float(), cache, *seen.last())
 
-    @torch.inference_mode()
     def read_again(
         self, prompt: Prompt, prefill: Prefill, *, first: int, changes: Changes
     ) -> tuple[Tensor, DynamicCache]:
@@ -120,8 +115,8 @@ class Passes:
         """
         longer = fork(prefill.cache, length=first)
         with adding(self._loaded.parts, {0: changes.additions}):
-            output = self._run({"input_ids": self._ids(prompt.token_ids[first:])}, longer)
-        return output[0, -1].float(), longer
+            logits = self._loaded.last_logits(prompt.token_ids[first:], cache=longer)
+        return logits.float(), longer
 
     @torch.inference_mode()
     def under_head(self, prefill: Prefill, head: Tensor) -> Tensor:
@@ -181,7 +176,7 @@ class Passes:
         slots = {read: Slot(at_last(read), rows) for read in reads}
         with filling(self._loaded.parts, slots):
             output = self._loaded.model(
-                input_ids=self._ids(token_ids),
+                input_ids=torch.tensor([token_ids], device=self._loaded.device),
                 attention_mask=self._apart(length, len(token_ids)),
                 position_ids=torch.full((1, len(token_ids)), length, device=self._loaded.device),
                 past_key_values=tries,
@@ -212,17 +207,6 @@ class Passes:
             before[:, : max(0, length - window + 1)] = closed
         among = torch.full((num_tokens, num_tokens), closed, dtype=dtype).fill_diagonal_(0)
         return torch.cat([before, among], 1)[None, None].to(self._loaded.device)
-
-    def _ids(self, token_ids: Sequence[int]) -> Tensor:
-        return torch.tensor([token_ids], device=self._loaded.device)
-
-    def _run(self, inputs: Mapping[str, Tensor], cache: DynamicCache) -> Tensor:
-        """Return the logits [1, 1, vocabulary] of the last token."""
-        output = self._loaded.model(
-            **inputs, past_key_values=cache, use_cache=True, logits_to_keep=1
-        )
-        logits: Tensor = output.logits
-        return logits
 
 
 class _HeadLog:

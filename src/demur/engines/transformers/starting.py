@@ -1,5 +1,6 @@
 """Lets a flagged request go on under an intervention, from as much of its prefill as it keeps."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,7 +16,7 @@ from demur.core.interventions import (
     RerankTokens,
     SwapHead,
 )
-from demur.core.types import Prompt
+from demur.core.types import Chat, Prompt
 from demur.engines.transformers.passes import UNCHANGED, Changes, Passes, Prefill
 from demur.engines.transformers.reranking import Reranking
 from demur.modeling.chat import ChatRenderer
@@ -48,12 +49,20 @@ class Starter:
     Args:
         loaded: The model.
         renderer: Of its template.
-        passes: Run it.
+        render: Renders chats that fit into the context.
+        passes: Run the model.
     """
 
-    def __init__(self, loaded: LoadedModel, renderer: ChatRenderer, passes: Passes) -> None:
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        renderer: ChatRenderer,
+        render: Callable[[Chat], Prompt],
+        passes: Passes,
+    ) -> None:
         self._loaded = loaded
         self._renderer = renderer
+        self._render = render
         self._passes = passes
         self._tensors = Tensors(loaded.device)
 
@@ -76,12 +85,7 @@ class Starter:
             logits = self._passes.under_head(prefill, head)
             return replace(Start.of(prefill), logits=logits, changes=Changes(head=head))
         if isinstance(intervention, RerankTokens):
-            return Start(
-                prefill.length,
-                prefill.logits,
-                prefill.cache,
-                reranking=self._reranking(intervention),
-            )
+            return replace(Start.of(prefill), reranking=self._reranking(intervention))
         if isinstance(intervention, PrependEmbeddings):
             return self._prompted(prompt, intervention)
         assert isinstance(intervention, PrependText), "the guard checked the capabilities"
@@ -91,15 +95,12 @@ class Starter:
         """Return the prompt with a safety prompt.
 
         Raises:
-            DataError: It fills the context.
+            DataError: It fills the context, or the template refuses it.
         """
-        longer = self._renderer.render(prompt.chat.with_safety_prompt(text))
-        if len(longer) >= self._loaded.max_tokens:
-            raise DataError(
-                f"with its safety prompt the prompt has {len(longer)} tokens: the model takes at "
-                f"most {self._loaded.max_tokens - 1}"
-            )
-        return longer
+        try:
+            return self._render(prompt.chat.with_safety_prompt(text))
+        except DataError as error:
+            raise DataError(f"with its safety prompt {error}") from error
 
     def _steered(self, prompt: Prompt, prefill: Prefill, intervention: AddVectors) -> Start:
         if intervention.scale == 0:
