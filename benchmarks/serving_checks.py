@@ -1,0 +1,168 @@
+"""Whether a reply is its own prompt's: what `benchmarks.serving` holds each complete reply against.
+
+Replies are greedy, and the reply to each prompt alone (a batch of one) is known beforehand. In a
+batch bfloat16 rounds otherwise, so that of two nearly equal tokens the other may be drawn, and the
+rest differs. So a reply is right if it is the known one, letter for letter, or else if under its
+own prompt each of its tokens is nearly greedy: its logit is less than `MARGIN` below the largest
+one. How often the second rule alone catches a mix-up is measured beside, see `mix_ups`.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from demur.core.types import Prompt
+from demur.engines.transformers import TransformersEngine
+
+MARGIN = 1.0
+"""Logits. Between 16 and 32 bfloat16 numbers lie 0.125 apart."""
+
+COUNTED = ("a token lost", "one twice")
+"""Mix-ups that a count of the tokens finds."""
+
+Judge = Callable[[int, str, bool], float]
+"""Says of a prompt's number, a reply and whether it ended by itself how far its least greedy token
+lies below the largest logit."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """A prompt with the reply that it gets alone."""
+
+    prompt: Prompt
+    reply: str
+    num_tokens: int
+    finish_reason: str
+
+
+@dataclass
+class ReplyCheck:
+    """Holds replies against their prompts.
+
+    Args:
+        known: The prompts with their replies.
+        judge: See `Judge`.
+    """
+
+    known: Sequence[Known]
+    judge: Judge
+    num_identical: int = 0
+    num_near: int = 0
+    """Not the known one, but nearly greedy."""
+    wrong: list[str] = field(default_factory=list)
+    """What is wrong with the others."""
+    largest_gap: float = 0.0
+    """Of those that are nearly greedy, in logits."""
+    _gaps: dict[tuple[int, str, bool], float] = field(default_factory=dict)
+
+    def take(self, number: int, reply: str, *, num_tokens: int, finish_reason: str | None) -> None:
+        """Take note of a complete reply to a prompt."""
+        known = self.known[number]
+        if (reply, num_tokens, finish_reason) == (
+            known.reply,
+            known.num_tokens,
+            known.finish_reason,
+        ):
+            self.num_identical += 1
+            return
+        gap = self._gap(number, reply, finish_reason == "stop")
+        if gap < MARGIN and reply != known.reply:
+            self.num_near += 1
+            self.largest_gap = max(self.largest_gap, gap)
+        else:
+            self.wrong.append(f"prompt {number}: a token is {gap:.2f} below the largest logit")
+
+    def _gap(self, number: int, reply: str, is_ended: bool) -> float:
+        key = (number, reply, is_ended)
+        if key not in self._gaps:
+            self._gaps[key] = self.judge(*key)
+        return self._gaps[key]
+
+
+def largest_gap(logits: np.ndarray, token_ids: Sequence[int]) -> float:
+    """Return how far the least greedy token lies below the largest logit.
+
+    >>> largest_gap(np.array([[0.0, 3.0], [2.0, 1.5]]), [1, 1])
+    0.5
+    """
+    rows = np.arange(len(token_ids))
+    gaps = logits.max(axis=-1) - logits[rows, list(token_ids)]
+    return float(gaps.max(initial=0.0))
+
+
+class ForcedReplies:
+    """Reads a reply behind a prompt in one pass, and says how greedy its tokens are.
+
+    Args:
+        engine: Of the model that is served.
+        known: The prompts.
+    """
+
+    def __init__(self, engine: TransformersEngine, known: Sequence[Known]) -> None:
+        self._model = engine.loaded.model
+        self._tokenizer = engine.loaded.tokenizer
+        self._known = known
+
+    def tokens(self, reply: str, is_ended: bool) -> list[int]:
+        """Return the tokens of a reply, with the one that ends it."""
+        ids: list[int] = self._tokenizer(reply, add_special_tokens=False)["input_ids"]
+        return [*ids, self._tokenizer.eos_token_id] if is_ended else ids
+
+    @torch.inference_mode()
+    def __call__(self, number: int, reply: str, is_ended: bool) -> float:
+        """Return the gap of a reply's least greedy token under a prompt."""
+        ids = self.tokens(reply, is_ended)
+        if not ids:
+            return float("inf")
+        before = list(self._known[number].prompt.token_ids)
+        output: Any = self._model(
+            input_ids=torch.tensor([before + ids[:-1]]), logits_to_keep=len(ids)
+        )
+        return largest_gap(output.logits[0].float().numpy(), ids)
+
+
+@dataclass(frozen=True)
+class MixUp:
+    """A reply that went wrong on purpose."""
+
+    kind: str
+    number: int
+    """Of the prompt that gets it."""
+    reply: str
+    is_ended: bool
+    has_another_count: bool
+    """It has not as many tokens as the server counted."""
+
+
+def mix_ups(
+    known: Sequence[Known], pieces: Sequence[Sequence[str]], *, num_each: int, seed: int
+) -> Iterator[MixUp]:
+    """Yield replies as a server would send them that confuses streams.
+
+    Args:
+        known: The prompts with their replies.
+        pieces: The text of each token of those replies.
+        num_each: Of each kind: the reply of another prompt, one that goes on as another, one
+            token of another, one token lost, one token twice.
+        seed: Draws prompts and places.
+    """
+    generator = np.random.default_rng(seed)
+    for kind in ("swapped", "goes on as another", "a strange token", "a token lost", "one twice"):
+        for _ in range(num_each):
+            one, other = (int(i) for i in generator.choice(len(known), size=2, replace=False))
+            own, theirs = list(pieces[one]), list(pieces[other])
+            at = int(generator.integers(1, min(len(own), len(theirs)) - 1))
+            ends_as = other if kind in ("swapped", "goes on as another") else one
+            mixed = {
+                "swapped": theirs,
+                "goes on as another": own[:at] + theirs[at:],
+                "a strange token": [*own[:at], theirs[at], *own[at + 1 :]],
+                "a token lost": own[:at] + own[at + 1 :],
+                "one twice": own[: at + 1] + own[at:],
+            }[kind]
+            if mixed != own:
+                is_ended = known[ends_as].finish_reason == "stop"
+                yield MixUp(kind, one, "".join(mixed), is_ended, kind in COUNTED)
