@@ -21,6 +21,7 @@ from demur.core.reads import SELF, OwnPass
 from demur.core.templates import Template, find
 from demur.core.types import Chat, ModelId
 from demur.modeling.classifier import ClassifierPass, LoadedClassifier, load_classifier
+from demur.modeling.last_logits import last_only
 from demur.modeling.load import Dtype, LoadedModel, load
 from demur.modeling.questions import QuestionRenderer
 
@@ -188,7 +189,7 @@ class _AnswerPass:
             input_ids=torch.tensor([ids], device=self._loaded.device),
             past_key_values=cache,
             use_cache=cache is not None,
-            logits_to_keep=1,
+            logits_to_keep=last_only(len(ids), device=self._loaded.device),
         )
         logits: Tensor = output.logits[0, -1]
         return logits

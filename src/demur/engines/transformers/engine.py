@@ -31,6 +31,7 @@ from demur.engines.transformers.sampling import draw
 from demur.engines.transformers.text import TextStream
 from demur.modeling.capture import capture, filling, recording
 from demur.modeling.chat import ChatRenderer
+from demur.modeling.last_logits import last_only
 from demur.modeling.load import Dtype, LoadedModel, load
 from demur.modeling.own_pass import OwnPasses
 
@@ -277,7 +278,7 @@ class TransformersEngine:
             input_ids=torch.tensor([prompt.token_ids], device=self._device),
             past_key_values=cache,
             use_cache=True,
-            logits_to_keep=1,
+            logits_to_keep=last_only(len(prompt), device=self._device),
         )
         return output.logits[0, -1].float(), cache
 
