@@ -118,8 +118,9 @@ class ForcedReplies:
         if not ids:
             return float("inf")
         before = list(self._known[number].prompt.token_ids)
+        rows = torch.arange(len(before) - 1, len(before) + len(ids) - 1)
         output: Any = self._model(
-            input_ids=torch.tensor([before + ids[:-1]]), logits_to_keep=len(ids)
+            input_ids=torch.tensor([before + ids[:-1]]), logits_to_keep=rows, use_cache=False
         )
         return largest_gap(output.logits[0].float().numpy(), ids)
 
