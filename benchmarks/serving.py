@@ -7,7 +7,7 @@ replies too, and `transformers serve`.
 
     python -m benchmarks.serving [--transformers PATH] [--soak 180] [--rounds 5] [--json]
 
-Takes a quarter of an hour, and needs a quiet machine and Linux.
+Takes twenty minutes, and needs a quiet machine and Linux.
 """
 
 import argparse
@@ -16,17 +16,19 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+import httpx
 import numpy as np
+import torch
 
 from benchmarks.machine import describe_machine
 from benchmarks.serving_checks import MARGIN, ForcedReplies, ReplyCheck, mix_ups
-from benchmarks.serving_load import Load, Mix, apply_load
+from benchmarks.serving_load import JSON, Load, Mix, apply_load, on_one_core
 from benchmarks.serving_prompts import Prompts, choose, malformed
 from benchmarks.serving_report import markdown
 from benchmarks.serving_servers import (
@@ -46,7 +48,7 @@ from demur.responders.fixed_reply import FixedReply
 
 RESULTS = Path(__file__).parent / "results"
 MEMORY_OVER_S = 10.0
-IDLE_WITHIN_S = 30.0
+IDLE_WITHIN_S = 20.0
 AGAIN = "unguarded again"
 
 
@@ -79,6 +81,7 @@ class Bench:
     def __init__(self, asked: Asked, log: IO[bytes]) -> None:
         self.asked = asked
         self.log = log
+        torch.set_num_threads(1)  # replies alone gain little of a second one
         self.engine = TransformersEngine.load("embedded")
         self.prompts: Prompts = choose(
             self.engine,
@@ -106,7 +109,7 @@ class Bench:
             share_malformed=0.01,
             share_vanishing=0.05,
         )
-        load = asyncio.run(
+        load = loaded(
             apply_load(
                 server.chat_url,
                 mix,
@@ -142,18 +145,30 @@ class Bench:
         """Return the times that a client sees who is alone."""
         mix = Mix(self.prompts.bodies(EMBEDDED_NAME, counts=True))
         asked = self.asked
-        load = asyncio.run(
+        load = loaded(
             apply_load(server.chat_url, mix, clients=1, seconds=asked.one_client_s, seed=asked.seed)
         )
         verdicts = Verdicts(self._check(), FixedReply().text, "fixed_reply")
         verdicts.take(load)
         return verdicts.as_dict()
 
+    def one_reply(self, server: Server) -> None:
+        """Have a server answer once, so that it has loaded what it loads late.
+
+        Raises:
+            NoServerError: It does not.
+        """
+        (body,) = self.prompts.bodies(server.kind.model, counts=False)[:1]
+        try:
+            httpx.post(server.chat_url, content=body, headers=JSON, trust_env=False, timeout=60)
+        except httpx.HTTPError as error:
+            raise NoServerError(f"it did not answer: {type(error).__name__}") from error
+
     def window(self, server: Server, *, seed: int) -> float:
         """Return how many tokens a second reach the clients in one window."""
         asked = self.asked
         mix = Mix(self.prompts.bodies(server.kind.model, counts=False))
-        load = asyncio.run(
+        load = loaded(
             apply_load(
                 server.chat_url,
                 mix,
@@ -191,6 +206,12 @@ class Bench:
             of["by_greediness"] += is_caught
             of["by_all"] += is_caught or mixed.has_another_count
         return found
+
+
+def loaded(clients: Coroutine[Any, Any, Load]) -> Load:
+    """Run clients to their end, on one core."""
+    with on_one_core():
+        return asyncio.run(clients)
 
 
 def left_over(server: Server) -> float:
@@ -233,24 +254,44 @@ def compare(bench: Bench, rivals: Mapping[str, Kind]) -> dict[str, Any]:
     ratios = {f"{arm} / unguarded": paired(windows, over=arm, under="unguarded") for arm in over}
     found = summary(windows)
     skipped: list[str] = []
-    for name, kind in rivals.items():
-        try:
-            with ExitStack() as stack:
-                both = {
-                    name: stack.enter_context(serving(kind, bench.log)),
-                    f"unguarded, beside {name}": stack.enter_context(
-                        serving(kinds["unguarded"], bench.log)
-                    ),
-                }
-                warm(bench, both)
-                windows = bench.rounds(both)
-        except NoServerError as error:
-            skipped.append(f"{name} was not measured: {error}")
-            continue
-        found |= summary(windows)
-        ours = f"unguarded, beside {name}"
-        ratios[f"unguarded / {name}"] = paired(windows, over=ours, under=name)
+    with serving(kinds["unguarded"], bench.log) as ours:
+        warm(bench, {"unguarded": ours})
+        for name, kind in rivals.items():
+            try:
+                windows = beside(bench, ours, kind)
+            except NoServerError as error:
+                skipped.append(f"{name} was not measured: {error}")
+                continue
+            found |= summary(windows)
+            ratios[f"unguarded / {name}"] = paired(windows, over=beside_name(kind), under=name)
     return {"arms": found, "ratios": ratios, "skipped": skipped}
+
+
+def beside_name(rival: Kind) -> str:
+    """Return what our windows between a rival's are called."""
+    return f"unguarded, beside {rival.name}"
+
+
+def beside(bench: Bench, ours: Server, rival: Kind) -> dict[str, list[float]]:
+    """Return windows of a rival and of our server in turn.
+
+    The rival is started anew for each window: it goes on with requests whose clients have left,
+    and so would disturb the next window.
+
+    Raises:
+        NoServerError: It does not start, or sends no tokens.
+    """
+    windows: dict[str, list[float]] = {rival.name: [], beside_name(rival): []}
+    for round_ in range(bench.asked.rounds):
+        seed = bench.asked.seed + 1 + round_
+        with serving(rival, bench.log) as theirs:
+            bench.one_reply(theirs)
+            windows[rival.name].append(bench.window(theirs, seed=seed))
+        windows[beside_name(rival)].append(bench.window(ours, seed=seed))
+        say(f"round {round_ + 1}: " + ", ".join(f"{n} {of[-1]:.0f}" for n, of in windows.items()))
+        if not windows[rival.name][-1]:
+            raise NoServerError("it sent no tokens")
+    return windows
 
 
 def warm(bench: Bench, arms: Mapping[str, Server]) -> None:
@@ -299,13 +340,13 @@ def parsed() -> argparse.Namespace:
     numbers: Sequence[tuple[str, Callable[[str], float], float]] = (
         ("clients", int, 32),
         ("max-batch", int, 32),
-        ("prompts", int, 48),
+        ("prompts", int, 32),
         ("warm", float, 60.0),
         ("soak", float, 180.0),
         ("one-client", float, 15.0),
         ("rounds", int, 5),
-        ("window", float, 10.0),
-        ("ramp", float, 3.0),
+        ("window", float, 8.0),
+        ("ramp", float, 2.0),
         ("mixed", int, 60),
         ("seed", int, 0),
     )

@@ -6,8 +6,10 @@ they run, what comes is only stored, with the time of its arrival; it is parsed 
 
 import asyncio
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,6 +18,7 @@ import numpy as np
 
 Kind = Literal["ordinary", "flagged", "malformed", "vanishing"]
 
+JSON = {"content-type": "application/json"}
 TIMEOUT_S = 120.0
 """Longest silence of a server; one that is longer is an error, and counts as a lost reply."""
 
@@ -163,6 +166,17 @@ class Load:
     """Of one core, that the clients took."""
 
 
+@contextmanager
+def on_one_core() -> Iterator[None]:
+    """Keep the calling thread, which sends and reads, to one core (Linux)."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(before)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
 async def apply_load(
     url: str,
     mix: Mix,
@@ -216,11 +230,9 @@ async def _repeat(seconds: float, do: Callable[[], None]) -> None:
 
 
 async def _send(http: httpx.AsyncClient, url: str, sent: Sent) -> None:
-    headers = {"content-type": "application/json"}
+    content = sent.question.content
     try:
-        async with http.stream(
-            "POST", url, content=sent.question.content, headers=headers
-        ) as response:
+        async with http.stream("POST", url, content=content, headers=JSON) as response:
             sent.status = response.status_code
             async for piece in response.aiter_raw():
                 sent.pieces.append((time.perf_counter(), piece))

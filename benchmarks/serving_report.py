@@ -24,7 +24,7 @@ def _head(found: Mapping[str, Any]) -> str:
         f"{asked['clients']} clients, `limits.max_batch = {asked['max_batch']}`, "
         f"seed {asked['seed']}. "
         f"Load average {found['load_average'][0]} before it began: {found['quiet']}. "
-        "The clients are a process of their own, on one of the same cores: what they take "
+        "The clients are a process of their own, kept to one of the same cores: what they take "
         f"({found['soak']['clients_cpu_share']:.0%} of one core in the soak) the server lacks."
     )
 

@@ -17,7 +17,7 @@ from demur.core.errors import DemurError
 from demur.modeling.load import EMBEDDED_NAME, locate
 
 READY_WITHIN_S = 180.0
-STOPS_WITHIN_S = 40.0
+STOPS_WITHIN_S = 10.0
 PORT = "PORT"
 """Stands for the port in a command."""
 
