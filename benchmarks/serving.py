@@ -95,7 +95,7 @@ class Bench:
     @property
     def count(self) -> TokenCount:
         """Counts a text's tokens."""
-        return lambda text: len(self.judge.tokens(text, is_ended=False))
+        return self.judge.count
 
     def soak(self, server: Server) -> dict[str, Any]:
         """Load a server for long, and judge each answer."""
@@ -196,12 +196,10 @@ class Bench:
     def power(self) -> dict[str, dict[str, int]]:
         """Return how many replies that were spoiled on purpose the check catches."""
         found: dict[str, dict[str, int]] = {}
-        prompts = self.prompts
-        for mixed in mix_ups(
-            prompts.known, prompts.pieces, num_each=self.asked.num_mixed, seed=self.asked.seed
-        ):
+        asked = self.asked
+        for mixed in mix_ups(self.prompts.known, num_each=asked.num_mixed, seed=asked.seed):
             of = found.setdefault(mixed.kind, {"mixed": 0, "by_greediness": 0, "by_all": 0})
-            is_caught = self.judge(mixed.number, mixed.reply, mixed.is_ended) >= MARGIN
+            is_caught = self.judge(mixed.number, mixed.pieces, mixed.is_ended) >= MARGIN
             of["mixed"] += 1
             of["by_greediness"] += is_caught
             of["by_all"] += is_caught or mixed.has_another_count
@@ -310,11 +308,12 @@ def measure(asked: Asked, rivals: Mapping[str, Kind], log: IO[bytes]) -> dict[st
     load_average = [round(value, 2) for value in os.getloadavg()]
     say("choosing prompts")
     bench = Bench(asked, log)
+    power = bench.power()
     say("soaking")
     with serving(demur_kinds(max_batch=asked.max_batch)["guarded"], log) as server:
         soak = bench.soak(server)
         one_client = bench.one_client(server)
-    say(f"{soak['num_problems']} problems")
+    say(f"{soak['num_problems']} problems {soak['problems'][:3]}")
     windows = compare(bench, rivals)
     return {
         "command": "python -m benchmarks.serving",
@@ -329,7 +328,7 @@ def measure(asked: Asked, rivals: Mapping[str, Kind], log: IO[bytes]) -> dict[st
         },
         "soak": soak,
         "one_client": one_client,
-        "power": bench.power(),
+        "power": power,
         "windows": windows,
     }
 
@@ -345,7 +344,7 @@ def parsed() -> argparse.Namespace:
         ("soak", float, 180.0),
         ("one-client", float, 15.0),
         ("rounds", int, 5),
-        ("window", float, 8.0),
+        ("window", float, 12.0),
         ("ramp", float, 2.0),
         ("mixed", int, 60),
         ("seed", int, 0),

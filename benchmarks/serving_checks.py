@@ -23,9 +23,9 @@ MARGIN = 1.0
 COUNTED = ("a token lost", "one twice")
 """Mix-ups that a count of the tokens finds."""
 
-Judge = Callable[[int, str, bool], float]
-"""Says of a prompt's number, a reply and whether it ended by itself how far its least greedy token
-lies below the largest logit."""
+Judge = Callable[[int, tuple[str, ...], bool], float]
+"""Says of a prompt's number, the texts of a reply's tokens and whether it ended by itself how far
+its least greedy token lies below the largest logit."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Known:
     """A prompt with the reply that it gets alone."""
 
     prompt: Prompt
-    reply: str
-    num_tokens: int
+    pieces: tuple[str, ...]
+    """The reply's text, token by token; the one that ends it has none."""
     finish_reason: str
 
 
@@ -56,27 +56,23 @@ class ReplyCheck:
     """What is wrong with the others."""
     largest_gap: float = 0.0
     """Of those that are nearly greedy, in logits."""
-    _gaps: dict[tuple[int, str, bool], float] = field(default_factory=dict)
+    _gaps: dict[tuple[int, tuple[str, ...], bool], float] = field(default_factory=dict)
 
-    def take(self, number: int, reply: str, *, num_tokens: int, finish_reason: str | None) -> None:
+    def take(self, number: int, pieces: tuple[str, ...], *, finish_reason: str | None) -> None:
         """Take note of a complete reply to a prompt."""
         known = self.known[number]
-        if (reply, num_tokens, finish_reason) == (
-            known.reply,
-            known.num_tokens,
-            known.finish_reason,
-        ):
+        if (pieces, finish_reason) == (known.pieces, known.finish_reason):
             self.num_identical += 1
             return
-        gap = self._gap(number, reply, finish_reason == "stop")
-        if gap < MARGIN and reply != known.reply:
+        gap = self._gap(number, pieces, finish_reason == "stop")
+        if gap < MARGIN and pieces != known.pieces:
             self.num_near += 1
             self.largest_gap = max(self.largest_gap, gap)
         else:
             self.wrong.append(f"prompt {number}: a token is {gap:.2f} below the largest logit")
 
-    def _gap(self, number: int, reply: str, is_ended: bool) -> float:
-        key = (number, reply, is_ended)
+    def _gap(self, number: int, pieces: tuple[str, ...], is_ended: bool) -> float:
+        key = (number, pieces, is_ended)
         if key not in self._gaps:
             self._gaps[key] = self.judge(*key)
         return self._gaps[key]
@@ -105,16 +101,30 @@ class ForcedReplies:
         self._model = engine.loaded.model
         self._tokenizer = engine.loaded.tokenizer
         self._known = known
+        self._ids = {
+            self._tokenizer.decode([token_id]): token_id
+            for token_id in reversed(range(len(self._tokenizer)))
+        }
 
-    def tokens(self, reply: str, is_ended: bool) -> list[int]:
-        """Return the tokens of a reply, with the one that ends it."""
-        ids: list[int] = self._tokenizer(reply, add_special_tokens=False)["input_ids"]
+    def tokens(self, pieces: Sequence[str], is_ended: bool) -> list[int]:
+        """Return the tokens of a reply by their texts, with the one that ends it.
+
+        Where a text is not one token's, as with parts of a character, the tokenizer cuts the whole.
+        """
+        texts = pieces[:-1] if is_ended else pieces
+        ids = [self._ids.get(text, -1) for text in texts]
+        if -1 in ids:
+            ids = self._tokenizer("".join(texts), add_special_tokens=False)["input_ids"]
         return [*ids, self._tokenizer.eos_token_id] if is_ended else ids
 
+    def count(self, text: str) -> int:
+        """Return how many tokens a text has."""
+        return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
     @torch.inference_mode()
-    def __call__(self, number: int, reply: str, is_ended: bool) -> float:
+    def __call__(self, number: int, pieces: tuple[str, ...], is_ended: bool) -> float:
         """Return the gap of a reply's least greedy token under a prompt."""
-        ids = self.tokens(reply, is_ended)
+        ids = self.tokens(pieces, is_ended)
         if not ids:
             return float("inf")
         before = list(self._known[number].prompt.token_ids)
@@ -132,20 +142,17 @@ class MixUp:
     kind: str
     number: int
     """Of the prompt that gets it."""
-    reply: str
+    pieces: tuple[str, ...]
     is_ended: bool
     has_another_count: bool
     """It has not as many tokens as the server counted."""
 
 
-def mix_ups(
-    known: Sequence[Known], pieces: Sequence[Sequence[str]], *, num_each: int, seed: int
-) -> Iterator[MixUp]:
+def mix_ups(known: Sequence[Known], *, num_each: int, seed: int) -> Iterator[MixUp]:
     """Yield replies as a server would send them that confuses streams.
 
     Args:
         known: The prompts with their replies.
-        pieces: The text of each token of those replies.
         num_each: Of each kind: the reply of another prompt, one that goes on as another, one
             token of another, one token lost, one token twice.
         seed: Draws prompts and places.
@@ -154,16 +161,16 @@ def mix_ups(
     for kind in ("swapped", "goes on as another", "a strange token", "a token lost", "one twice"):
         for _ in range(num_each):
             one, other = (int(i) for i in generator.choice(len(known), size=2, replace=False))
-            own, theirs = list(pieces[one]), list(pieces[other])
+            own, theirs = known[one].pieces, known[other].pieces
             at = int(generator.integers(1, min(len(own), len(theirs)) - 1))
             ends_as = other if kind in ("swapped", "goes on as another") else one
             mixed = {
                 "swapped": theirs,
                 "goes on as another": own[:at] + theirs[at:],
-                "a strange token": [*own[:at], theirs[at], *own[at + 1 :]],
+                "a strange token": (*own[:at], theirs[at], *own[at + 1 :]),
                 "a token lost": own[:at] + own[at + 1 :],
                 "one twice": own[: at + 1] + own[at:],
             }[kind]
             if mixed != own:
                 is_ended = known[ends_as].finish_reason == "stop"
-                yield MixUp(kind, one, "".join(mixed), is_ended, kind in COUNTED)
+                yield MixUp(kind, one, mixed, is_ended, kind in COUNTED)

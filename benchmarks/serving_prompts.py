@@ -1,8 +1,8 @@
 """The requests of `benchmarks.serving`, from the prompts that ship; no text of theirs is shown.
 
 Which are flagged says the guard itself, beforehand. Ordinary prompts are those that it passes; of
-these, those are kept whose reply alone is unlike the others' from its start, and comes out of the
-tokenizer as the tokens it was made of, so that each reply can be told from the others.
+these, those are kept whose reply alone is unlike the others' from its start, and whose tokens can
+be told by their texts, so that each reply can be told from the others.
 """
 
 import json
@@ -34,8 +34,6 @@ class Prompts:
     ordinary: tuple[Chat, ...]
     known: tuple[Known, ...]
     """The replies to the ordinary ones, alone."""
-    pieces: tuple[tuple[str, ...], ...]
-    """The same, token by token."""
     flagged: tuple[Chat, ...]
     num_left_out: int
     """Prompts that passed, but whose replies cannot be told from others."""
@@ -112,7 +110,6 @@ def choose(
     return Prompts(
         ordinary=tuple(chosen.chats),
         known=tuple(chosen.known),
-        pieces=tuple(chosen.pieces),
         flagged=tuple(flagged),
         num_left_out=chosen.num_left_out,
     )
@@ -136,32 +133,32 @@ class _Chosen:
     def __init__(self, engine: TransformersEngine) -> None:
         self.chats: list[Chat] = []
         self.known: list[Known] = []
-        self.pieces: list[tuple[str, ...]] = []
         self.num_left_out = 0
         self._engine = engine
         self._starts: set[tuple[int, ...]] = set()
+        self._forced = ForcedReplies(engine, self.known)
 
     def consider(self, chat: Chat) -> None:
         """Draw the reply to a chat alone; keep both if it can be told from the others."""
         sampling = Sampling(max_tokens=num_tokens_of(len(self.chats)))
         exchange = plain_exchange(self._engine, chat, sampling, request_id="0")
-        tokens = list(tokens_of(self._engine, exchange))
+        pieces = tuple(token.text for token in tokens_of(self._engine, exchange))
         reply = exchange.reply()
-        known = Known(
-            self._engine.render(chat), reply.text, len(reply.token_ids), reply.finish_reason
-        )
-        forced = ForcedReplies(self._engine, [known])
-        is_ended = known.finish_reason == "stop"
-        start = reply.token_ids[:NUM_TELLING]
-        is_telling = len(start) == NUM_TELLING and start not in self._starts
-        if (
-            not is_telling
-            or tuple(forced.tokens(reply.text, is_ended)) != reply.token_ids
-            or forced(0, reply.text, is_ended) >= MARGIN
-        ):
+        self.known.append(Known(self._engine.render(chat), pieces, reply.finish_reason))
+        if self._can_be_told(reply.token_ids):
+            self._starts.add(reply.token_ids[:NUM_TELLING])
+            self.chats.append(chat)
+        else:
+            self.known.pop()
             self.num_left_out += 1
-            return
-        self._starts.add(start)
-        self.chats.append(chat)
-        self.known.append(known)
-        self.pieces.append(tuple(token.text for token in tokens))
+
+    def _can_be_told(self, token_ids: tuple[int, ...]) -> bool:
+        """Tell the newest reply from the others, and its tokens by their texts."""
+        known, start = self.known[-1], token_ids[:NUM_TELLING]
+        is_ended = known.finish_reason == "stop"
+        return (
+            len(start) == NUM_TELLING
+            and start not in self._starts
+            and tuple(self._forced.tokens(known.pieces, is_ended)) == token_ids
+            and self._forced(len(self.known) - 1, known.pieces, is_ended) < MARGIN
+        )

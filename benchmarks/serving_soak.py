@@ -87,8 +87,7 @@ class Verdicts:
         self.counts["complete replies by the model"] += 1
         self.check.take(
             sent.question.number,
-            streamed.text,
-            num_tokens=len(streamed.texts),
+            streamed.texts,
             finish_reason=streamed.finish_reason,
         )
         self.first_s.append(streamed.times[0] - sent.sent_at)

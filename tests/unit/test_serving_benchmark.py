@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from benchmarks.serving_soak import Verdicts, percentiles, steady_memory
 from benchmarks.serving_windows import paired, tokens_between
 from demur.core.types import Chat, Sampling
 from demur.engines.fake import FakeEngine
-from demur.guard.exchange import plain_replies
+from demur.guard.exchange import plain_exchange, tokens_of
 from tests.guards import REFUSAL, marker_guard
 from tests.servers import Running, app_of, running
 
@@ -25,15 +26,16 @@ FLAGGED = [Chat.from_text("Tell me the MARKER story.")]
 
 
 def known_replies() -> list[Known]:
-    engine = FakeEngine()
-    replies = plain_replies(engine, CHATS, Sampling(max_tokens=6))
-    return [
-        Known(engine.render(chat), reply.text, len(reply.token_ids), reply.finish_reason)
-        for chat, reply in zip(CHATS, replies, strict=True)
-    ]
+    engine, known = FakeEngine(), []
+    for number, chat in enumerate(CHATS):
+        sampling = Sampling(max_tokens=6)
+        exchange = plain_exchange(engine, chat, sampling, request_id=str(number))
+        pieces = tuple(token.text for token in tokens_of(engine, exchange))
+        known.append(Known(engine.render(chat), pieces, exchange.reply().finish_reason))
+    return known
 
 
-def never_near(_number: int, _reply: str, _is_ended: bool) -> float:
+def never_near(_number: int, _pieces: tuple[str, ...], _is_ended: bool) -> float:
     return MARGIN
 
 
@@ -47,7 +49,9 @@ def verdicts_of(known: Sequence[Known]) -> Verdicts:
 
 def stream(*texts: str, id: str = "a", start: float = 0.0, route: str = "pass") -> Sent:
     """Return a whole answer, a token a second."""
-    chunks = [{"id": id, "choices": [{"delta": {"content": text}}]} for text in texts]
+    chunks: list[dict[str, Any]] = [
+        {"id": id, "choices": [{"delta": {"content": text}}]} for text in texts
+    ]
     end = {"id": id, "choices": [{"delta": {}, "finish_reason": "length"}]}
     chunks += [{**end, "demur": {"route": route}}, {"usage": {"completion_tokens": len(texts)}}]
     chunks[-1]["id"] = id
@@ -65,7 +69,7 @@ def test_a_reply_that_is_not_its_prompts_is_wrong() -> None:
     known = known_replies()
     check = check_of(known)
     of_other = known[1]
-    check.take(0, of_other.reply, num_tokens=6, finish_reason=of_other.finish_reason)
+    check.take(0, of_other.pieces, finish_reason=of_other.finish_reason)
     assert check.wrong
     assert not check.num_identical
 
@@ -73,7 +77,7 @@ def test_a_reply_that_is_not_its_prompts_is_wrong() -> None:
 def test_a_reply_that_is_nearly_greedy_is_right_and_its_gap_is_kept() -> None:
     known = known_replies()
     check = ReplyCheck(known, lambda *_: MARGIN / 2)
-    check.take(0, "another", num_tokens=6, finish_reason="length")
+    check.take(0, ("an", "other"), finish_reason="length")
     assert (check.num_near, check.largest_gap, check.wrong) == (1, MARGIN / 2, [])
 
 
@@ -84,11 +88,9 @@ def test_the_gap_is_that_of_the_least_greedy_token() -> None:
 
 def test_mix_ups_differ_from_the_reply_that_is_known() -> None:
     known = known_replies()
-    pieces = [[f"{word} " for word in one.reply.split()] for one in known]
-    own = ["".join(of) for of in pieces]
-    mixed = list(mix_ups(known, pieces, num_each=5, seed=0))
+    mixed = list(mix_ups(known, num_each=5, seed=0))
     assert {of.kind for of in mixed} >= {"swapped", "a strange token", "a token lost"}
-    assert all(of.reply != own[of.number] for of in mixed)
+    assert all(of.pieces != known[of.number].pieces for of in mixed)
 
 
 def spoiled(sent: Sent, what: str) -> Sent:
@@ -106,7 +108,7 @@ def spoiled(sent: Sent, what: str) -> Sent:
 
 @pytest.mark.parametrize("what", ["cut", "without an end", "a token lost", "a strange chunk"])
 def test_a_stream_that_is_not_whole_is_lost(what: str) -> None:
-    known = [Known(known_replies()[0].prompt, "Say one", 2, "length")]
+    known = [Known(known_replies()[0].prompt, ("Say", " one"), "length")]
     right, wrong = verdicts_of(known), verdicts_of(known)
     right.take(load_of(stream("Say", " one")))
     wrong.take(load_of(spoiled(stream("Say", " one"), what)))
@@ -115,7 +117,7 @@ def test_a_stream_that_is_not_whole_is_lost(what: str) -> None:
 
 
 def test_two_streams_of_one_id_are_mixed_up() -> None:
-    verdicts = verdicts_of([Known(known_replies()[0].prompt, "Say one", 2, "length")])
+    verdicts = verdicts_of([Known(known_replies()[0].prompt, ("Say", " one"), "length")])
     verdicts.take(load_of(stream("Say", " one"), stream("Say", " one")))
     assert verdicts.problems == ["ordinary 0: mixed up: its id is another stream's too"]
 
