@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo serve test test-slow test-gpu lint types docs bench bench-detection format clean
+.PHONY: demo serve test test-slow test-gpu lint types docs bench bench-serving bench-detection format clean
 
 demo: $(READY)
 	$(BIN)/demur demo
@@ -36,6 +36,10 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.overhead
 	$(BIN)/python -m benchmarks.capture
 	$(BIN)/python -m benchmarks.fit_scaling
+
+# The server under load, beside `transformers serve`: half an hour on a quiet machine.
+bench-serving: $(READY)
+	$(BIN)/python -m benchmarks.serving
 
 # Everything on what is caught and what is flagged, from readings on disk; DEMUR_DATA names the prompts.
 bench-detection: $(READY)

@@ -134,6 +134,24 @@ def test_a_scored_request_runs_no_head_and_no_block_below_its_deepest_read() -> 
     assert counts == {name: [len(request.prompt)] for name in ("block 0", "block 1")}
 
 
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_the_lm_head_reads_contiguous_rows_or_torch_would_copy_its_weight(
+    architecture: str,
+) -> None:
+    loaded = tiny(architecture)
+    engine = TransformersEngine(loaded)
+    strides: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+
+    def see(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        strides.append((inputs[0].stride(), torch.empty(inputs[0].shape).stride()))
+
+    handle = loaded.model.get_output_embeddings().register_forward_pre_hook(see)
+    drawn(engine, [request_of(engine, text, str(n)) for n, text in enumerate(TEXTS)])
+    handle.remove()
+    assert strides
+    assert all(found == contiguous for found, contiguous in strides)
+
+
 def test_a_run_leaves_no_hook_and_no_changed_weight_behind() -> None:
     loaded = tiny()
     hooks = [len(module._forward_hooks) for module in loaded.model.modules()]

