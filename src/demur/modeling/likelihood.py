@@ -79,8 +79,7 @@ class Likelihood:
         padded = [[*ids[:-1], *[ids[-1]] * (rest + 1 - len(ids))] for ids in replies]
         later = self._run(padded, cache, keep=rest)  # [reply, token, vocabulary]
         return [
-            torch.cat([first, row[: len(ids) - 1]])
-            for row, ids in zip(later, replies, strict=True)
+            torch.cat([first, row[: len(ids) - 1]]) for row, ids in zip(later, replies, strict=True)
         ]
 
     def _run(self, ids: Sequence[Sequence[int]], cache: DynamicCache, *, keep: int) -> Tensor:
