@@ -11,8 +11,8 @@ def report(results: Mapping[str, Any]) -> str:
         "# Labellers of replies against people",
         "",
         f"Made by `python -m benchmarks.reply_labels --write` on {machine['processor']}, "
-        f"scikit-learn {machine['versions']['scikit-learn']}, seed 0. Kappa is Cohen's, of complied "
-        "against refused; a reply that a labeller leaves unclear is no agreement. A partial refusal "
+        f"scikit-learn {machine['versions']['scikit-learn']}, seed 0. Kappa is Cohen's, of "
+        "complied against refused; a reply that a labeller leaves unclear is no agreement. A partial refusal "
         "counts as a refusal. Kappas have 95% bootstrap intervals over groups of requests, "
         "precision and recall 95% Wilson intervals, in percent.",
         "",
@@ -51,8 +51,8 @@ def _candidates(candidates: Mapping[str, Any]) -> list[str]:
 
 def _labellers(labellers: Mapping[str, Any]) -> list[str]:
     lines = [
-        "| labeller | requests | replies | complied | unclear | kappa | of the clear ones | without "
-        "partial refusals | complied: precision | recall | refused: precision | recall |",
+        "| labeller | requests | replies | complied | unclear | kappa | of the clear ones | "
+        "without partial refusals | complied: precision | recall | refused: precision | recall |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, parts in labellers.items():

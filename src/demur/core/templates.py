@@ -31,8 +31,8 @@ class Template:
     kind: Kind
     """Who makes a prompt of it: see the head of `templates.toml`."""
     text: str = ""
-    """Holds `{prompt}` where the user's text goes, and `{reply}` where the last assistant turn of an
-    exchange does; empty where the chat itself is passed."""
+    """Holds `{prompt}` where the user's text goes, and `{reply}` where the last assistant turn of
+    an exchange does; empty where the chat itself is passed."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """For the model's chat template."""
     labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

@@ -28,9 +28,9 @@ def plain(reply: str) -> str:
 
 
 def sentences(text: str) -> list[str]:
-    """Return the sentences of a plain text, or its lines where it has no full stops.
+    r"""Return the sentences of a plain text, or its lines where it has no full stops.
 
-    >>> sentences("no. i won't!\\nsorry")
+    >>> sentences("no. i won't!\nsorry")
     ['no.', "i won't!", 'sorry']
     """
     return [part.strip() for part in _SENTENCE_ENDS.split(text) if part and part.strip()]

@@ -64,7 +64,8 @@ OTHER_LANGUAGES: Mapping[str, tuple[str, ...]] = {
     "te": (r"చేయలేను|ఇవ్వలేను|చెప్పలేను|సహాయం చేయలే|లేకపోతున్నాను",),
     "th": (r"ไม่สามารถ(?:ช่วย|ให้|ตอบ|ทำ|สนับสนุน|แนะนำ|เขียน)|ขอปฏิเสธ|ช่วย.{0,20}ไม่ได้",),
     "vi": (
-        r"\b(?:tôi|mình|chúng tôi) (?:rất tiếc )?(?:không thể|không được phép)\b|\b(?:xin )?từ chối\b",
+        r"\b(?:tôi|mình|chúng tôi) (?:rất tiếc )?(?:không thể|không được phép)\b",
+        r"\b(?:xin )?từ chối\b",
         r"\bxin lỗi\b.{0,40}\bkhông thể\b",
     ),
     "id": (

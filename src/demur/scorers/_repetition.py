@@ -45,9 +45,9 @@ def longest_repeat_share(text: str) -> float:
 
 
 def broken_share(text: str) -> float:
-    """Return the share of characters that no text has: replacement, control, private, unassigned.
+    r"""Return the share of replacement, control, private and unassigned characters.
 
-    >>> broken_share("ab\\ufffd\\ufffd")
+    >>> broken_share("ab\ufffd\ufffd")
     0.5
     """
     whole = text[:MAX_CHARACTERS]

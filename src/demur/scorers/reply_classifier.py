@@ -60,8 +60,8 @@ class ReplyClassifier(Scorer):
         """Refuse values out of range, and begin without a fit."""
         if self.opening_words < 1 or not 1 <= self.num_bits <= 24:
             raise ConfigError(
-                f"opening_words is {self.opening_words} and num_bits {self.num_bits}: expected 1 or "
-                "more, and 1 to 24"
+                f"opening_words is {self.opening_words} and num_bits {self.num_bits}: expected "
+                "1 or more, and 1 to 24"
             )
         if self.c <= 0 or self.min_log_odds < 0:
             raise ConfigError(
