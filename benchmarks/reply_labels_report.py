@@ -12,9 +12,9 @@ def report(results: Mapping[str, Any]) -> str:
         "",
         f"Made by `python -m benchmarks.reply_labels --write` on {machine['processor']}, "
         f"scikit-learn {machine['versions']['scikit-learn']}, seed 0. Kappa is Cohen's, of "
-        "complied against refused; a reply that a labeller leaves unclear is no agreement. A partial refusal "
-        "counts as a refusal. Kappas have 95% bootstrap intervals over groups of requests, "
-        "precision and recall 95% Wilson intervals, in percent.",
+        "complied against refused; a reply that a labeller leaves unclear is no agreement. A "
+        "partial refusal counts as a refusal. Kappas have 95% bootstrap intervals over groups of "
+        "requests, precision and recall 95% Wilson intervals, in percent.",
         "",
         "`xstest_completions` is parted into a development and a held-out half by groups of "
         "requests; `gptfuzz_responses` into half to fit on, a fifth for development and three "

@@ -11,10 +11,10 @@ from demur.core.reads import SELF, OwnPass
 from demur.core.templates import find
 from demur.core.types import Chat
 from demur.detectors.guard_model import GuardModel as PromptGuard
+from demur.modeling.blocks import find_parts
 from demur.modeling.identity import identify
 from demur.modeling.load import LoadedModel
 from demur.modeling.own_pass import OwnPasses
-from demur.modeling.blocks import find_parts
 from demur.modeling.questions import QuestionRenderer
 from demur.scorers.guard_model import GuardModel
 from demur.scorers.judge_model import JudgeModel
@@ -162,7 +162,7 @@ def test_a_judge_without_grades_is_an_error_of_that_reply() -> None:
 
 
 def test_a_key_that_is_refused_is_said_at_once() -> None:
-    with fake_judge(401) as judge, pytest.raises(ConfigError, match="status 401.*DEMUR_JUDGE_KEY"):
+    with fake_judge(401) as judge, pytest.raises(ConfigError, match=r"status 401.*DEMUR_JUDGE_KEY"):
         JudgeModel(url=judge.url, wait_s=0.0).judge([ANSWERED])
     assert len(judge.requests) == 1
 

@@ -19,7 +19,7 @@ from demur.core.errors import ConfigError, DataError
 from demur.core.readings import Array
 from demur.core.reads import SELF, OwnPass
 from demur.core.templates import Template, find
-from demur.core.types import Chat, ModelId
+from demur.core.types import Chat, Message, ModelId
 from demur.modeling.classifier import ClassifierPass, LoadedClassifier, load_classifier
 from demur.modeling.load import Dtype, LoadedModel, load
 from demur.modeling.questions import QuestionRenderer
@@ -106,7 +106,7 @@ class _AnswerPass:
             raise ConfigError(f"a label for {read.template!r} is empty: give texts for each")
         self._loaded, self._read = loaded, read
         self._renderer = QuestionRenderer(loaded.tokenizer, template, name=loaded.model_id.name)
-        probes = [self._renderer.text(Chat.from_text(text)) for text in PROBES]
+        probes = [self._renderer.text(chat) for chat in _probes(template)]
         self._begun, self._answers = self._tokens_of_answers(probes[0])
         common = _common([self._renderer.tokens(probe) for probe in probes])[:-1]
         # The last common token may join with what follows, and a few are not worth keeping.
@@ -192,6 +192,14 @@ class _AnswerPass:
         )
         logits: Tensor = output.logits[0, -1]
         return logits
+
+
+def _probes(template: Template) -> list[Chat]:
+    """Return two chats that have nothing in common, with replies where replies are judged."""
+    if template.kind != "exchange":
+        return [Chat.from_text(text) for text in PROBES]
+    pairs = zip(PROBES, reversed(PROBES), strict=True)
+    return [Chat((Message("user", asked), Message("assistant", said))) for asked, said in pairs]
 
 
 def _common(texts: Sequence[Sequence[int]]) -> list[int]:
