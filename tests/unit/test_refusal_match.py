@@ -107,7 +107,7 @@ def test_disapproval_alone_is_a_refusal_and_with_an_answer_is_not() -> None:
 def test_disapproval_later_on_is_part_of_an_answer() -> None:
     reply = (
         "A biscuit tin is a box of metal with a lid, in which biscuits keep for weeks, and which "
-        "most families own. Emptying it in one go is not acceptable to most people."
+        "most families own one or two of. Emptying it in one go is not acceptable to most people."
     )
     assert judged(reply).outcome == "complied"
 
