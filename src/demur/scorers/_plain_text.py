@@ -6,7 +6,8 @@ import unicodedata
 _APOSTROPHES = str.maketrans(dict.fromkeys("\u2018\u2019\u02bc\u2032\u00b4`\uff07\u201b", "'"))
 _QUOTES = str.maketrans(dict.fromkeys("\u201c\u201d\u201e\u00ab\u00bb\uff02", '"'))
 _FENCE = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
-_MARKUP = re.compile(r"[*_~#>|]+|</?[a-z][^>]{0,40}>|\[/?inst\]")
+_EMPHASIS = re.compile(r"[*_~]+")
+_MARKUP = re.compile(r"</?[a-z][^>]{0,40}>|\[/?inst\]|[#>|]+")
 _LINK = re.compile(r"\[([^\]]{1,200})\]\([^)]{0,300}\)")
 _INVISIBLE = re.compile("[\u200b\u2060\ufeff\u00ad\u200e\u200f]")
 _SPACE = re.compile(r"[^\S\n]+")
@@ -23,7 +24,7 @@ def plain(reply: str) -> str:
     text = unicodedata.normalize("NFKC", _INVISIBLE.sub("", reply))
     text = text.translate(_APOSTROPHES).translate(_QUOTES).lower()
     text = _LINK.sub(r"\1", _FENCE.sub(" ", text))
-    text = _SPACE.sub(" ", _MARKUP.sub(" ", text))
+    text = _SPACE.sub(" ", _MARKUP.sub(" ", _EMPHASIS.sub("", text)))
     return _LINES.sub("\n", text).strip(" \n\"'")
 
 

@@ -9,7 +9,7 @@ Paper: Weinberger et al., Feature Hashing for Large Scale Multitask Learning (20
 0902.2206; Yu et al., GPTFuzzer (2023), arXiv 2309.10253: a classifier of replies fitted on human
 labels in place of a list of phrases.
 
-Differs: a linear model of a few hundred kilobytes in place of a fine-tuned RoBERTa; each label, and
+Differs: a linear model of 64 kilobytes in place of a fine-tuned RoBERTa; each label, and
 within a label each source, weighs the same.
 """
 
@@ -47,7 +47,7 @@ class ReplyClassifier(Scorer):
 
     opening_words: int = 40
     """Of the reply, that are hashed for themselves, 1 or more."""
-    num_bits: int = 15
+    num_bits: int = 13
     """Of the hash: each of the two vectors has 2 ** num_bits entries, 1 to 24."""
     c: float = 10.0
     """Inverse strength of the penalty on the weights, over 0."""
