@@ -28,7 +28,10 @@ OF_LABELS: dict[str, Callable[[Array, Array], float | None]] = {
     "recall_at_fpr": lambda scores, unsafe: recall_at_fpr(scores, unsafe, fpr=0.1),
 }
 """The metrics that look at labels, of scores that are probabilities."""
-OTHERS = {"flagged_rate", "group_bootstrap", "reliability", "wilson_interval"}
+OTHERS = {
+    "attack_success_rate", "cohen_kappa", "flagged_rate", "group_bootstrap", "over_refusal_rate",
+    "precision_recall", "reliability", "wilson_interval",
+}  # fmt: skip
 
 
 def scored(seed: int, *, digits: int = 1) -> tuple[Array, Array]:

@@ -1,4 +1,4 @@
-"""List the methods: detectors, responders, data sets and engines."""
+"""List the methods: detectors, responders, scorers, data sets and the other kinds."""
 
 import json
 from dataclasses import asdict

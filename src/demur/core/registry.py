@@ -15,7 +15,7 @@ from typing import Any
 
 from demur.core.errors import ConfigError, MissingPackageError
 
-KINDS = ("detectors", "responders", "datasets", "engines", "metrics", "studies")
+KINDS = ("detectors", "responders", "scorers", "datasets", "engines", "metrics", "studies")
 
 _ROOT = Path(__file__).parents[1]
 _ONE = {"studies": "study"}

@@ -4,6 +4,7 @@ The texts stand in `templates.toml`. A name such as `shieldgemma:harassment` has
 the colon; a family asks several questions, or one in several wordings.
 """
 
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -11,13 +12,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from demur.core.errors import ConfigError
+from demur.core.errors import ConfigError, DataError
 from demur.core.types import Chat
 
 PATH = Path(__file__).with_suffix(".toml")
 
-Kind = Literal["question", "chat", "raw", "classifier"]
-PLACE = "{prompt}"
+Kind = Literal["question", "chat", "raw", "exchange", "classifier"]
+PLACE, REPLY_PLACE = "{prompt}", "{reply}"
+_PLACES = re.compile(f"{re.escape(PLACE)}|{re.escape(REPLY_PLACE)}")
 TALKERS = {"user": "User", "assistant": "Assistant"}
 
 
@@ -29,7 +31,8 @@ class Template:
     kind: Kind
     """Who makes a prompt of it: see the head of `templates.toml`."""
     text: str = ""
-    """Holds `{prompt}` where the user's text goes; empty where the chat itself is passed."""
+    """Holds `{prompt}` where the user's text goes, and `{reply}` where the last assistant turn of
+    an exchange does; empty where the chat itself is passed."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """For the model's chat template."""
     labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -40,6 +43,23 @@ class Template:
     def filled(self, prompt: str) -> str:
         """Return the text around a prompt."""
         return self.text.replace(PLACE, prompt)
+
+    def around(self, chat: Chat) -> str:
+        """Return the text around a chat, whose last turn goes where the reply's place is.
+
+        Raises:
+            DataError: There is such a place, and the chat does not end in a reply to a user.
+        """
+        if self.kind != "exchange":
+            return self.filled(said(chat))
+        *before, last = chat.messages
+        if last.role != "assistant" or not any(message.role == "user" for message in before):
+            raise DataError(
+                f"template {self.name!r} judges replies: the chat has to end in an assistant turn "
+                "after a user turn"
+            )
+        texts = {PLACE: said(Chat(tuple(before))), REPLY_PLACE: last.content}
+        return _PLACES.sub(lambda place: texts[place[0]], self.text)
 
     def require_question(self) -> None:
         """Refuse a template that is no question to a chat model.

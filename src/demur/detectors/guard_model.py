@@ -26,6 +26,8 @@ from demur.detectors._own_pass import OwnPassDetector
 __all__ = ["GuardModel"]
 
 AUTO, CLASSIFIER = "auto", "classifier"
+NO_GUARDS = ("question", "exchange")
+"""Kinds of templates that ask a chat model, or about a reply."""
 MODEL_NAMES = {
     "llama-?guard": "llama_guard",
     "wild-?guard": "wildguard",
@@ -62,7 +64,7 @@ class GuardModel(OwnPassDetector):
         if self.format == AUTO:
             self.format = CLASSIFIER if self.unsafe_classes else format_of(self.model)
         asked = family(self.format)
-        if not asked or asked[0].kind == "question":
+        if not asked or asked[0].kind in NO_GUARDS:
             raise ConfigError(f"format is {self.format!r}: expected one of {formats()}")
         if self.controversial not in get_args(Controversial):
             raise ConfigError(
@@ -117,5 +119,5 @@ def format_of(model: str) -> str:
 
 def formats() -> tuple[str, ...]:
     """Return the formats that are known."""
-    asked = [name for name, template in templates().items() if template.kind != "question"]
+    asked = [name for name, template in templates().items() if template.kind not in NO_GUARDS]
     return tuple(dict.fromkeys(name.split(":")[0] for name in asked))

@@ -18,7 +18,7 @@ from demur.core.errors import ConfigError, DataError
 from demur.core.readings import Array
 from demur.core.reads import SELF, OwnPass
 from demur.core.templates import Template, find
-from demur.core.types import Chat, ModelId
+from demur.core.types import Chat, Message, ModelId
 from demur.modeling.caches import fork
 from demur.modeling.classifier import ClassifierPass, LoadedClassifier, load_classifier
 from demur.modeling.load import Dtype, LoadedModel, load
@@ -106,7 +106,7 @@ class _AnswerPass:
             raise ConfigError(f"a label for {read.template!r} is empty: give texts for each")
         self._loaded, self._read = loaded, read
         self._renderer = QuestionRenderer(loaded.tokenizer, template, name=loaded.model_id.name)
-        probes = [self._renderer.text(Chat.from_text(text)) for text in PROBES]
+        probes = [self._renderer.text(chat) for chat in _probes(template)]
         self._begun, self._answers = self._tokens_of_answers(probes[0])
         common = _common([self._renderer.tokens(probe) for probe in probes])[:-1]
         # The last common token may join with what follows, and a few are not worth keeping.
@@ -178,6 +178,14 @@ class _AnswerPass:
         if self._cache is None or list(ids[:start]) != self._shared:
             return self._loaded.last_logits(ids)
         return self._loaded.last_logits(ids[start:], cache=fork(self._cache))
+
+
+def _probes(template: Template) -> list[Chat]:
+    """Return two chats that have nothing in common, with replies where replies are judged."""
+    if template.kind != "exchange":
+        return [Chat.from_text(text) for text in PROBES]
+    pairs = zip(PROBES, reversed(PROBES), strict=True)
+    return [Chat((Message("user", asked), Message("assistant", said))) for asked, said in pairs]
 
 
 def _common(texts: Sequence[Sequence[int]]) -> list[int]:

@@ -11,7 +11,7 @@ from typing import Any
 from jinja2.exceptions import TemplateError
 
 from demur.core.errors import ConfigError, DataError
-from demur.core.templates import TALKERS, Template, said
+from demur.core.templates import TALKERS, Template
 from demur.core.types import Chat, Message
 
 AT_ONCE: Mapping[str, Any] = {"enable_thinking": False}
@@ -68,8 +68,8 @@ class QuestionRenderer:
     def _rendered(self, chat: Chat) -> str:
         safe = self._break_up(chat)
         template = self._template
-        if template.kind == "raw":
-            return template.filled(said(safe))
+        if template.kind in ("raw", "exchange"):
+            return template.around(safe)
         if template.kind == "question":
             turns, arguments = list(template.wrapped(safe).messages), AT_ONCE
         else:
