@@ -1,5 +1,6 @@
 """Tensors on disk for interventions, and a plain loop to compare engines with."""
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,3 +72,13 @@ def next_logits(model: LoadedModel, ids: Sequence[int], *, head: Tensor | None =
         return states[0, -1] @ head.T
     logits: Tensor = model.model(inputs, use_cache=False).logits[0, -1]
     return logits
+
+
+def state_hash(model: LoadedModel) -> str:
+    """Return a hash of all weights and of the hooks that are set."""
+    digest = hashlib.sha256()
+    for name, tensor in model.model.state_dict().items():
+        digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
+    for module in model.model.modules():
+        digest.update(repr((len(module._forward_hooks), len(module._forward_pre_hooks))).encode())
+    return digest.hexdigest()

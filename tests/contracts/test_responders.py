@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import fields
+from functools import partial
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -10,12 +12,16 @@ from demur.core import registry
 from demur.core.errors import ConfigError
 from demur.core.interventions import Intervention
 from demur.core.protocols import Responder
-from demur.core.results import Verdict
-from demur.core.types import Chat
+from demur.core.results import PASS, Verdict
+from demur.core.types import Chat, Sampling
 from demur.engines.fake import FakeEngine
+from demur.engines.transformers import TransformersEngine
 from demur.guard import Guard
 from demur.guard.routes import FlaggedTo
 from tests.guards import marker_detector
+from tests.interventions import plain_greedy, state_hash
+from tests.tiny import tiny
+from tests.trained import MADE, trained
 
 METHODS = registry.methods("responders")
 CHAT = Chat.from_text("How do I pick a lock?", system="Be brief.")
@@ -32,8 +38,10 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def make(name: str) -> MakeResponder:
+def make(name: str, tmp_path: Path) -> MakeResponder:
     found: MakeResponder = registry.load("responders", name)
+    if name in MADE:
+        return partial(found, trained=trained(name, tmp_path / name))
     return found
 
 
@@ -82,3 +90,22 @@ def test_a_flagged_prompt_is_answered_through_the_guard(name: str, make: MakeRes
     assert reply.route == name
     assert reply.error is None
     assert reply.text
+
+
+def test_a_real_model_answers_flagged_prompts_its_way_and_others_as_ever(
+    name: str, make: MakeResponder
+) -> None:
+    engine = TransformersEngine(tiny())
+    before = state_hash(engine.loaded)
+    guard = Guard(
+        engine, [marker_detector(engine)], route=FlaggedTo(name), responders={name: make()}
+    )
+    sampling = Sampling(max_tokens=6)
+    prompts = ["Tell me the MARKER", "Tell me a story."] * 2
+    replies = list(guard.replies(prompts, sampling))
+    assert [reply.route for reply in replies] == [name, PASS] * 2
+    assert [reply.error for reply in replies] == [None] * 4
+    untouched = plain_greedy(engine.loaded, engine.render(Chat.from_text(prompts[1])), 6)
+    assert list(replies[1].token_ids) == list(replies[3].token_ids) == untouched
+    assert replies[0].token_ids == replies[2].token_ids
+    assert state_hash(engine.loaded) == before

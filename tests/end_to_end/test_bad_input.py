@@ -162,7 +162,7 @@ def test_a_detector_of_another_model_is_refused(
     outcome = demur("check", "Hi", *on_model(other), "--detector", workplace.artifact_path)
     assert_one_line(
         outcome,
-        "detector 'marker' was fitted on tiny-llama, got tiny-qwen2",
+        "detector 'marker' was made for tiny-llama, got tiny-qwen2",
         "another architecture",
         "fit it again or load the matching artifact",
     )

@@ -15,13 +15,14 @@ import pytest
 from demur.core import artifacts
 from demur.core.artifacts import Artifact
 from demur.core.errors import ConfigError, DataError, ModelMismatchError
+from demur.core.folders import MANIFEST
 from demur.engines.fake import FakeEngine
 from demur.guard import Guard
 from demur.guard.loading import PRETRAINED_PATH, find_artifact, load_detector
 from tests.guards import REFUSAL, linear_artifact
 
 FILES = [
-    artifacts.MANIFEST,
+    MANIFEST,
     artifacts.WEIGHTS,
     artifacts.THRESHOLDS,
     artifacts.FINGERPRINT,
@@ -220,7 +221,7 @@ def test_a_missing_file_is_named(folder: Path, name: str) -> None:
         artifacts.read(folder)
 
 
-@pytest.mark.parametrize("name", [artifacts.MANIFEST, artifacts.THRESHOLDS])
+@pytest.mark.parametrize("name", [MANIFEST, artifacts.THRESHOLDS])
 @pytest.mark.parametrize("content", [b"", b'{"schema_version": 1', b"\xff\xfe", b"[1, 2]"])
 def test_json_that_is_broken_is_named(folder: Path, name: str, content: bytes) -> None:
     (folder / name).write_bytes(content)
@@ -230,7 +231,7 @@ def test_json_that_is_broken_is_named(folder: Path, name: str, content: bytes) -
 
 @pytest.mark.parametrize("version", [0, 2, "1", None])
 def test_another_schema_version_is_refused(folder: Path, version: object) -> None:
-    edit(folder / artifacts.MANIFEST, schema_version=version)
+    edit(folder / MANIFEST, schema_version=version)
     with pytest.raises(DataError, match=f"schema version {version!r}: this demur reads 1"):
         artifacts.read(folder)
 
@@ -239,7 +240,7 @@ def test_another_schema_version_is_refused(folder: Path, version: object) -> Non
     "key", ["method", "hyper_parameters", "model_id", "sha256", "fingerprint_tolerance"]
 )
 def test_a_manifest_that_lacks_an_entry_is_refused(folder: Path, key: str) -> None:
-    edit(folder / artifacts.MANIFEST, **{key: None})
+    edit(folder / MANIFEST, **{key: None})
     with pytest.raises(DataError, match=f"incomplete .*{key}"):
         artifacts.read(folder)
 
@@ -258,14 +259,14 @@ def test_a_hyper_parameter_that_was_changed_is_refused(
     artifact: Artifact, folder: Path, c: object
 ) -> None:
     changed = {**artifact.hyper_parameters, "c": c}
-    edit(folder / artifacts.MANIFEST, hyper_parameters=changed)
+    edit(folder / MANIFEST, hyper_parameters=changed)
     with pytest.raises(DataError, match="are not those that were written"):
         artifacts.read(folder)
 
 
 @pytest.mark.parametrize("tolerance", ["lots", [], {}])
 def test_a_tolerance_that_is_no_number_is_refused(folder: Path, tolerance: object) -> None:
-    edit(folder / artifacts.MANIFEST, fingerprint_tolerance=tolerance)
+    edit(folder / MANIFEST, fingerprint_tolerance=tolerance)
     with pytest.raises(DataError, match="is incomplete or damaged"):
         artifacts.read(folder)
 

@@ -25,7 +25,7 @@ def test_another_model_is_refused_with_both_names(artifact: Artifact, part: str)
     with pytest.raises(ModelMismatchError) as refused:
         artifacts.check_model(artifact, asked, name="my guard")
     message = str(refused.value)
-    assert f"detector 'my guard' was fitted on fake, got qwen (another {part})" in message
+    assert f"detector 'my guard' was made for fake, got qwen (another {part})" in message
 
 
 @pytest.mark.parametrize("part", ["name", "dtype"])

@@ -1,6 +1,5 @@
 """What the transformers engine makes of interventions, against plain loops without a cache."""
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -27,7 +26,7 @@ from demur.core.tensors import TensorRef
 from demur.core.types import Chat, Prompt, Sampling
 from demur.engines.transformers import TransformersEngine
 from demur.modeling.load import LoadedModel
-from tests.interventions import edited, next_logits, plain_greedy, stored
+from tests.interventions import edited, next_logits, plain_greedy, state_hash, stored
 from tests.tiny import CONFIGS, tiny
 
 NUM_TOKENS = 12
@@ -271,18 +270,9 @@ def test_rows_of_a_mixed_batch_are_as_alone(many: dict[str, Intervention | None]
         assert tokens_of(together, id) == tokens_of(alone, id)
 
 
-def fingerprint(model: LoadedModel) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in model.model.state_dict().items():
-        digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
-    for module in model.model.modules():
-        digest.update(repr((len(module._forward_hooks), len(module._forward_pre_hooks))).encode())
-    return digest.hexdigest()
-
-
 def test_nothing_is_left_behind(many: dict[str, Intervention | None], tmp_path: Path) -> None:
     model = tiny()
-    before = fingerprint(model)
+    before = state_hash(model)
     wrong = stored(tmp_path, "wrong", drawn([3, D_MODEL]))
     failing: list[Intervention] = [
         AddVectors((1,), wrong),
@@ -296,7 +286,7 @@ def test_nothing_is_left_behind(many: dict[str, Intervention | None], tmp_path: 
     events = events_of(TransformersEngine(model), requests)
     failed = {e.id for e in events if isinstance(e, Done) and e.reason == "error"}
     assert failed == {f"wrong {n}" for n in range(len(failing))}
-    assert fingerprint(model) == before
+    assert state_hash(model) == before
 
 
 def test_a_tensor_that_was_replaced_is_refused(tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ from demur.cli import _options as options
 from demur.cli._session import capture_progress, load_engine, stderr
 from demur.cli.calibrate import described, promises
 from demur.core import artifacts
-from demur.core.artifacts import require_replaceable, save
+from demur.core.artifacts import save
 from demur.core.examples import Example
+from demur.core.folders import require_replaceable
 from demur.core.readings import Array
 from demur.datasets import jsonl, starter
 from demur.guard.calibration import STANDARD

@@ -9,9 +9,10 @@ from rich.markup import escape
 
 from demur.cli import _options as options
 from demur.cli._session import capture_progress, load_engine, stderr
-from demur.core.artifacts import MANIFEST, Calibration, Guarantee, require_replaceable, save
+from demur.core.artifacts import Calibration, Guarantee, save
 from demur.core.errors import ConfigError
 from demur.core.examples import Example
+from demur.core.folders import MANIFEST, require_replaceable
 from demur.datasets import jsonl
 from demur.guard.calibration import Promise
 from demur.workflows.calibrate import (

@@ -8,10 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from demur.cli._server import require_server_packages
-from demur.core import registry
 from demur.core.errors import ConfigError, DemurError
 from demur.core.registry import import_named
 from demur.guard.loading import check_source
+from demur.guard.responding import check_responder
 from demur.modeling.load import locate
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
@@ -69,8 +69,7 @@ def _problems(settings: Any) -> Iterator[str]:
     for source in settings.detectors:
         checks.append(("detectors", partial(check_source, source, fpr=settings.fpr)))
     if settings.on_flagged == "respond":
-        load = partial(registry.load, "responders", settings.responder)
-        checks.append(("responder", load))
+        checks.append(("responder", partial(check_responder, settings.responder)))
     if settings.reply.detector is not None:
         reply = settings.reply
         look = partial(check_source, reply.detector, watches="reply", fpr=reply.fpr)

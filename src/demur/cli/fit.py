@@ -13,9 +13,9 @@ from demur.cli import _options as options
 from demur.cli._parameters import parameters as parse_parameters
 from demur.cli._replies import answered, as_watches, require_streaming, with_labelled_replies
 from demur.cli._session import capture_progress, load_engine, numbers, stderr
-from demur.core.artifacts import require_replaceable
 from demur.core.errors import ConfigError
 from demur.core.examples import Example
+from demur.core.folders import require_replaceable
 from demur.core.heads import CategoryHeads
 from demur.core.protocols import Detector, Stream, Watches, whole
 from demur.core.reads import Read, by_token, of_reply

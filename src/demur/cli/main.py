@@ -20,6 +20,7 @@ COMMANDS = (
     "serve",
     "capture",
     "fit",
+    "train",
     "calibrate",
     "adopt",
     "audit",

@@ -11,19 +11,26 @@ moments/                 what later sets can be merged into, where it was kept
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from safetensors import SafetensorError
-from safetensors.numpy import load as from_bytes
 from safetensors.numpy import save as to_bytes
 
 from demur.core import registry
-from demur.core.errors import ConfigError, DataError, ModelMismatchError
+from demur.core.errors import ConfigError, DataError
+from demur.core.folders import (
+    CARD,
+    MANIFEST,
+    SCHEMA_VERSION,
+    as_json,
+    read_checked,
+    read_manifest,
+    read_tensors,
+    require_same_model,
+    write_whole,
+)
 from demur.core.heads import CategoryHeads
 from demur.core.protocols import Detector, Watches
 from demur.core.readings import Array
@@ -31,9 +38,7 @@ from demur.core.reads import read_from_dict
 from demur.core.tensors import TENSORS
 from demur.core.types import ModelId
 
-SCHEMA_VERSION = 1
-MANIFEST, WEIGHTS, THRESHOLDS = "demur.json", TENSORS, "thresholds.json"
-FINGERPRINT, CARD = "fingerprint.safetensors", "README.md"
+WEIGHTS, THRESHOLDS, FINGERPRINT = TENSORS, "thresholds.json", "fingerprint.safetensors"
 CATEGORIES, MOMENTS = "categories.safetensors", "moments/moments.safetensors"
 
 EVEN_ODDS = 0.0
@@ -158,59 +163,6 @@ class Artifact:
         return digest.hexdigest()
 
 
-def require_replaceable(folder: Path) -> None:
-    """Refuse a folder that holds something other than an artifact.
-
-    Raises:
-        ConfigError: It does, or it is a file.
-    """
-    if folder.is_file():
-        raise ConfigError(f"{folder} is a file: name a folder")
-    if folder.exists() and not (folder / MANIFEST).exists() and any(folder.iterdir()):
-        raise ConfigError(f"{folder} exists and is no artifact: name a new or empty folder")
-
-
-def write_whole(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write a folder whole or not at all: into a neighbour first, then renamed.
-
-    Raises:
-        ConfigError: The folder exists and holds something that is not an artifact.
-        OSError: The disk is full, say; nothing is left behind.
-    """
-    require_replaceable(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
-    old = folder.with_name(f".{folder.name}.old")
-    _settle(folder, old)  # a killed run may have left the older artifact there
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir()
-        for name, content in files.items():
-            (partial / name).parent.mkdir(exist_ok=True)
-            write_synced(partial / name, content)
-        if folder.exists():
-            folder.rename(old)
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        _settle(folder, old)
-
-
-def _settle(folder: Path, old: Path) -> None:
-    """Put the older artifact back where there is no newer one; otherwise remove it."""
-    if old.exists() and not folder.exists():
-        old.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def write_synced(path: Path, content: bytes) -> None:
-    """Write a file and wait until it is on the disk."""
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def save(artifact: Artifact, folder: Path) -> None:
     """Write an artifact's folder, replacing an earlier artifact there.
 
@@ -227,7 +179,7 @@ def save(artifact: Artifact, folder: Path) -> None:
         )
         if arrays or name in (WEIGHTS, FINGERPRINT)
     }
-    thresholds = _as_json(asdict(artifact.calibration))
+    thresholds = as_json(asdict(artifact.calibration))
     manifest = {
         "schema_version": SCHEMA_VERSION,
         "kind": "detector",
@@ -249,13 +201,9 @@ def save(artifact: Artifact, folder: Path) -> None:
             **tensors,
             THRESHOLDS: thresholds,
             CARD: artifact.card.encode(),
-            MANIFEST: _as_json(manifest),
+            MANIFEST: as_json(manifest),
         },
     )
-
-
-def _as_json(value: object) -> bytes:
-    return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
 
 
 def read(folder: Path) -> Artifact:
@@ -265,23 +213,15 @@ def read(folder: Path) -> Artifact:
         ConfigError: There is no artifact in the folder.
         DataError: A file is missing, truncated or altered.
     """
-    if not (folder / MANIFEST).is_file():
-        raise ConfigError(f"{folder} holds no detector: expected a folder with {MANIFEST}")
-    manifest = _read_json(folder / MANIFEST)
-    version = manifest.get("schema_version")
-    if version != SCHEMA_VERSION:
-        raise DataError(
-            f"{folder} has schema version {version!r}: this demur reads {SCHEMA_VERSION}; "
-            "fit the detector again or install the matching demur"
-        )
+    manifest = read_manifest(folder, kind="detector")
     try:
         artifact = Artifact(
             method=manifest["method"],
             hyper_parameters=manifest["hyper_parameters"],
             model_id=ModelId(**manifest["model_id"]),
-            state=_read_tensors(folder / WEIGHTS, manifest["sha256"][WEIGHTS]),
+            state=read_tensors(folder / WEIGHTS, manifest["sha256"][WEIGHTS]),
             calibration=_calibration(folder / THRESHOLDS, manifest["sha256"][THRESHOLDS]),
-            fingerprint=_read_tensors(folder / FINGERPRINT, manifest["sha256"][FINGERPRINT]),
+            fingerprint=read_tensors(folder / FINGERPRINT, manifest["sha256"][FINGERPRINT]),
             fingerprint_tolerance=float(manifest["fingerprint_tolerance"]),
             provenance=manifest["provenance"],
             card=(folder / CARD).read_text(encoding="utf-8"),
@@ -301,39 +241,9 @@ def read(folder: Path) -> Artifact:
     return artifact
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, FileNotFoundError) as error:
-        raise DataError(f"{path} cannot be read ({error}): the artifact is damaged") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{path} holds {type(content).__name__}: expected an object")
-    return content
-
-
-def _read_checked(path: Path, expected: str) -> bytes:
-    """Return a file's content, if it is what was written."""
-    content = path.read_bytes()
-    found = hashlib.sha256(content).hexdigest()
-    if found != expected:
-        raise DataError(
-            f"{path} has sha256 {found[:12]}, expected {expected[:12]}: the artifact is truncated "
-            "or was changed; fit the detector again or copy it anew"
-        )
-    return content
-
-
-def _read_tensors(path: Path, expected: str) -> dict[str, Array]:
-    content = _read_checked(path, expected)
-    try:
-        return dict(from_bytes(content))
-    except SafetensorError as error:
-        raise DataError(f"{path} is no safetensors file ({error})") from error
-
-
 def _read_optional(folder: Path, name: str, manifest: Mapping[str, Any]) -> dict[str, Array]:
     hashes = manifest["sha256"]
-    return _read_tensors(folder / name, hashes[name]) if name in hashes else {}
+    return read_tensors(folder / name, hashes[name]) if name in hashes else {}
 
 
 def _heads(folder: Path, manifest: Mapping[str, Any]) -> CategoryHeads | None:
@@ -345,7 +255,7 @@ def _heads(folder: Path, manifest: Mapping[str, Any]) -> CategoryHeads | None:
 
 
 def _calibration(path: Path, expected: str) -> Calibration:
-    fields = json.loads(_read_checked(path, expected))
+    fields = json.loads(read_checked(path, expected))
     thresholds = tuple(Threshold(**_with_tuples(t)) for t in fields.pop("thresholds"))
     return Calibration(thresholds=thresholds, **_with_tuples(fields))
 
@@ -375,9 +285,4 @@ def check_model(artifact: Artifact, model_id: ModelId, *, name: str) -> None:
     Raises:
         ModelMismatchError: Architecture, tokenizer or chat template differ.
     """
-    differences = artifact.model_id.differences(model_id)
-    if differences:
-        raise ModelMismatchError(
-            f"detector {name!r} was fitted on {artifact.model_id.name}, got {model_id.name} "
-            f"(another {', '.join(differences)}): fit it again or load the matching artifact"
-        )
+    require_same_model(artifact.model_id, model_id, what=f"detector {name!r}")

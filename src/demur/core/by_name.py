@@ -1,4 +1,4 @@
-"""Detectors in a line of text: a method's name, and the fields that differ from their defaults.
+"""Methods in a line of text: a method's name, and the fields that differ from their defaults.
 
 prompted:3                                    the method's first field
 guard_model:models/shieldgemma-2b,num_calibrated=0
@@ -26,11 +26,15 @@ def is_line(text: str) -> bool:
     >>> is_line("prompted:3"), is_line("my-detector")
     (True, False)
     """
-    return _method_in(text) in registry.methods("detectors")
+    return method_in(text) in registry.methods("detectors")
 
 
-def parse(text: str) -> tuple[str, dict[str, Any]]:
+def parse(text: str, *, kind: str = "detectors") -> tuple[str, dict[str, Any]]:
     """Return the method and the fields in a line; a value is JSON where it can be read so.
+
+    Args:
+        text: A method's name, and after a colon its fields.
+        kind: Of the method.
 
     Raises:
         ConfigError: There is no such method, or it has no such field.
@@ -38,8 +42,8 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
     >>> parse("prompted:3,num_calibrated=0")
     ('prompted', {'wrapper': 3, 'num_calibrated': 0})
     """
-    name = _method_in(text)
-    method = cast(type[Detector], registry.load("detectors", name))
+    name = method_in(text)
+    method = cast(type[Any], registry.load(kind, name))
     known = [f.name for f in fields(method) if f.name not in ("reads", "watches")]
     first = next((f.name for f in fields(method) if f.name in known and not f.kw_only), "")
     values: dict[str, Any] = {}
@@ -74,7 +78,12 @@ def make(name: str, fields: Mapping[str, Any], *, reads: tuple[Read, ...] = ()) 
         raise ConfigError(f"{name} with {dict(fields)}: {error}") from error
 
 
-def _method_in(text: str) -> str:
+def method_in(text: str) -> str:
+    """Return the name that a line begins with, as files are named.
+
+    >>> method_in("guard-model:FOLDER")
+    'guard_model'
+    """
     return text.partition(":")[0].replace("-", "_")
 
 

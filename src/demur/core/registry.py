@@ -15,7 +15,9 @@ from typing import Any
 
 from demur.core.errors import ConfigError, MissingPackageError
 
-KINDS = ("detectors", "responders", "scorers", "datasets", "engines", "metrics", "studies")
+KINDS = (
+    "detectors", "responders", "trainers", "scorers", "datasets", "engines", "metrics", "studies",
+)  # fmt: skip
 
 _ROOT = Path(__file__).parents[1]
 _ONE = {"studies": "study"}

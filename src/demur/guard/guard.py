@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, Self, get_args
 
-from demur.core import registry
 from demur.core.errors import CapabilityError, ConfigError, DataError, DemurError
 from demur.core.interventions import Intervention
 from demur.core.protocols import Engine, Monitor, Request, Responder, never
@@ -26,6 +25,7 @@ from demur.guard.exchange import (
 )
 from demur.guard.loading import load_detector
 from demur.guard.monitor import ReplyMonitor
+from demur.guard.responding import load_responder, route_of
 from demur.guard.routes import FlaggedTo, Route
 
 OnError = Literal["refuse", "raise", "pass_unscored"]
@@ -101,7 +101,8 @@ class Guard:
         Args:
             engine: Runs the model.
             detectors: Artifact folders, or names of packaged ones; see `load_detector`.
-            responder: A method's name, taken with its defaults.
+            responder: A method's name, with its fields or its artifact's folder after a colon; see
+                `load_responder`.
             fpr: The false-positive rate to set thresholds for; None is each artifact's default.
             on_error: See the class.
             reply_detector: An artifact that watches replies, or `pretrained`; a flagged reply ends
@@ -111,12 +112,12 @@ class Guard:
             ConfigError: There is no such detector, rate or responder.
             ModelMismatchError: A detector was fitted on another model.
         """
-        name = responder.replace("-", "_")
+        name = route_of(responder)
         return cls(
             engine,
             [load_detector(source, engine, fpr=fpr) for source in detectors],
             route=FlaggedTo(name),
-            responders={name: registry.load("responders", name)()},
+            responders={name: load_responder(responder, engine.model_id)},
             on_error=on_error,
             monitor=None
             if reply_detector is None

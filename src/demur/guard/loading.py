@@ -12,6 +12,7 @@ from pathlib import Path
 from demur.core import artifacts, by_name
 from demur.core.artifacts import Artifact, Calibration
 from demur.core.errors import ConfigError
+from demur.core.folders import MANIFEST
 from demur.core.protocols import Detector, Engine, ReadyDetector, Watches
 from demur.core.types import ModelId
 from demur.guard import fingerprint
@@ -198,7 +199,7 @@ def _folder(source: str | Path) -> Path:
 
 
 def _manifests() -> list[Path]:
-    return sorted(PRETRAINED_PATH.glob(f"*/{artifacts.MANIFEST}"))
+    return sorted(PRETRAINED_PATH.glob(f"*/{MANIFEST}"))
 
 
 def _fitting(model_id: ModelId, watches: Watches) -> Path:

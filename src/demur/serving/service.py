@@ -11,13 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from demur.core import registry
 from demur.core.errors import DemurError, ModelMismatchError
 from demur.engines.transformers import TransformersEngine
 from demur.guard import Guard, fingerprint
 from demur.guard.loading import Opened, open_detector
 from demur.guard.monitor import ReplyMonitor
+from demur.guard.responding import load_responder, route_of
 from demur.guard.routes import FlaggedTo
+from demur.responders.fixed_reply import FixedReply
 from demur.serving.errors import ApiError
 from demur.serving.metrics import Metrics
 from demur.serving.records import Records
@@ -57,13 +58,17 @@ def load_guard(settings: Settings) -> Loaded:
         if source is not None
     ]
     responds = settings.on_flagged == "respond"
-    method = registry.load("responders", settings.responder if responds else "fixed_reply")
-    route = settings.responder if responds else settings.on_flagged
+    route = route_of(settings.responder) if responds else settings.on_flagged
+    responder = (
+        load_responder(settings.responder, engine.model_id)
+        if responds
+        else FixedReply(settings.refusal)
+    )
     guard = Guard(
         engine,
         [of.calibrated(settings.fpr) for of in opened],
         route=FlaggedTo(route),
-        responders={route: method() if responds else method(settings.refusal)},
+        responders={route: responder},
         on_error=settings.on_error,
         observes=settings.observe,
         monitor=_monitor(settings, watching),

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from demur.core.artifacts import write_synced
+from demur.core.folders import write_synced
 from demur.core.registry import import_named
 from demur.studies._study import StudyResult, shown
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from demur.core.artifacts import write_synced
 from demur.core.errors import ConfigError
+from demur.core.folders import write_synced
 
 
 class ResumableOutput:

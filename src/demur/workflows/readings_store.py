@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as from_bytes
 from safetensors.numpy import save as to_bytes
 
-from demur.core.artifacts import write_synced
 from demur.core.errors import DataError
+from demur.core.folders import write_synced
 from demur.core.protocols import whole
 from demur.core.readings import Array, Readings, Values
 from demur.core.reads import CaptureSpec, Read

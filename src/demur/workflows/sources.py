@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import quote
 
-from demur.core.artifacts import write_synced
 from demur.core.errors import ConfigError, DataError
+from demur.core.folders import write_synced
 from demur.datasets.recipes.recipes import Source
 
 TIMEOUT_S = 60.0

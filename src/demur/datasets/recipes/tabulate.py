@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from demur.core.artifacts import write_synced
+from demur.core.folders import write_synced
 from demur.datasets.recipes.collection import (
     FOLDER,
     PLACE_FIELDS,

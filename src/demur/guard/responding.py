@@ -1,0 +1,95 @@
+"""Makes responders of a line of text: a method with its fields, or with the artifact it reads.
+
+fixed_reply:I cannot help with that.
+refusal_head:my-head
+steering:my-vectors@-1                        the same as steering:my-vectors,scale=-1
+"""
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, cast
+
+from demur.core import by_name, registry
+from demur.core.errors import ConfigError
+from demur.core.folders import require_same_model
+from demur.core.protocols import Responder
+from demur.core.trained import Trained
+from demur.core.types import ModelId
+
+TRAINED = "trained"
+"""The first field of a responder that reads an artifact."""
+SCALE = "scale"
+"""The field that `@` sets."""
+
+
+def route_of(line: str) -> str:
+    """Return the route that a responder's line stands for: its method.
+
+    >>> route_of("refusal-head:my-head")
+    'refusal_head'
+    """
+    return by_name.method_in(line)
+
+
+def load_responder(line: str, model_id: ModelId) -> Responder:
+    """Make a responder for a model.
+
+    Args:
+        line: A method's name, with its fields or its artifact's folder after a colon.
+        model_id: Of the model whose replies it changes.
+
+    Raises:
+        ConfigError: There is no such method, field or artifact, or one is missing.
+        DataError: The artifact is damaged.
+        ModelMismatchError: The artifact was made for another model.
+    """
+    method, given = _parsed(line)
+    trained = given.get(TRAINED)
+    if isinstance(trained, Trained):
+        require_same_model(trained.model_id, model_id, what=f"responder {line!r}")
+    try:
+        return method(**given)
+    except TypeError as error:
+        raise ConfigError(f"responder {line!r}: {error}") from error
+
+
+def check_responder(line: str) -> None:
+    """See that a line means a responder, as far as that can be told without the model.
+
+    Raises:
+        ConfigError: There is no such method, field or artifact, or one is missing.
+        DataError: The artifact is damaged.
+    """
+    _parsed(line)
+
+
+def _parsed(line: str) -> tuple[type[Responder], dict[str, Any]]:
+    """Return a responder's class and its fields, with what lies in its artifact."""
+    name, given = by_name.parse(line, kind="responders")
+    method = cast(type[Any], registry.load("responders", name))
+    if TRAINED not in [field.name for field in fields(method)]:
+        return method, given
+    if TRAINED not in given:
+        raise ConfigError(
+            f"responder {name!r} reads what was trained: name its folder, as in {name}:FOLDER, or "
+            f"make one with `demur train {name}`"
+        )
+    folder = str(given[TRAINED])
+    if not Path(folder).is_dir() and "@" in folder:
+        folder, scale = folder.rsplit("@", 1)
+        given[SCALE] = _number(scale, line)
+        if SCALE not in [field.name for field in fields(method)]:
+            raise ConfigError(f"{line!r}: {name} has no scale that @ could set")
+    trained = Trained.read(Path(folder))
+    if trained.method != name:
+        raise ConfigError(
+            f"{folder} holds a {trained.method!r} responder: load it as {trained.method}:{folder}"
+        )
+    return method, {**given, TRAINED: trained}
+
+
+def _number(text: str, line: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ConfigError(f"{line!r}: expected a number after @, got {text!r}") from None

@@ -1,0 +1,47 @@
+"""Responders' artifacts with random arrays of a tiny model's shapes."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from demur.core.readings import Array
+from demur.core.trained import Trained, save_trained
+from demur.modeling.load import LoadedModel
+from tests.tiny import tiny
+
+Content = tuple[Mapping[str, Array], Mapping[str, Any]]
+"""Arrays and fields."""
+
+
+def trained(method: str, folder: Path, *, model: LoadedModel | None = None) -> Trained:
+    """Write an artifact of a method, and read it.
+
+    Args:
+        method: Of a responder.
+        folder: To write.
+        model: That it is for; None is the tiny one.
+    """
+    of = model or tiny()
+    tensors, fields = MADE[method](of)
+    save_trained(
+        folder,
+        method=method,
+        model_id=of.model_id,
+        tensors=tensors,
+        fields=fields,
+        provenance={},
+        card="Of random numbers.\n",
+    )
+    return Trained.read(folder)
+
+
+def _refusal_head(model: LoadedModel) -> Content:
+    rng = np.random.default_rng(0)
+    shape = tuple(model.model.get_output_embeddings().weight.shape)
+    return {"head": rng.normal(size=shape).astype(np.float16)}, {}
+
+
+MADE: Mapping[str, Callable[[LoadedModel], Content]] = {"refusal_head": _refusal_head}
+"""By responder: what a trainer would have left."""
