@@ -4,12 +4,20 @@ Prompts whose first score lies in a band go to the second detector. A pass that 
 reads is run for these prompts alone, since such readings are made when they are asked for; what it
 reads of the prefill costs nothing more anyway. `escalation_rate` says how many went.
 
+With `second="compliance"` and `combine="product"` or `"both"` it is the two-stage rule of
+SafeSwitch: a prompt is flagged if it is unsafe and the model would comply. Neither rule scores a
+prompt over its first score, so that the second detector is asked from `low` on only, and `high` is
+best None: a threshold of `low` or more flags the same prompts as if all had been asked about.
+
 Paper: McKenzie et al., Detecting High-Stakes Interactions with Activation Probes (2025), arXiv
 2506.10805 (a cascade by uncertainty); Constitutional Classifiers++ (2026), arXiv 2601.04603 (the
-average of 0.55 and 0.45 of the two logits).
+average of 0.55 and 0.45 of the two logits); SafeSwitch (2025), arXiv 2502.01042 (the product of the
+probabilities that a prompt is unsafe and that the model complies; the released code asks that both
+are a half or more).
 
-Differs: the band is given in scores of the first detector. Both detectors are fitted on all
-training prompts, but a detector with a pass of its own asks about a few of them only.
+Differs: the threshold of the two-stage rules is calibrated, where the paper's is a half. The band
+is given in scores of the first detector. Both detectors are fitted on all training prompts, but a
+detector with a pass of its own asks about a few of them only.
 """
 
 from collections.abc import Mapping
@@ -27,7 +35,7 @@ from demur.core.reads import Read, read_from_dict
 
 __all__ = ["Cascade"]
 
-Combine = Literal["average", "second"]
+Combine = Literal["average", "second", "product", "both"]
 Source = str | Mapping[str, Any]
 """The folder of an artifact, a method's name, or its `method` and fields."""
 
@@ -49,18 +57,22 @@ class Cascade(ReadyDetector):
     """Judges the prompts in the band; given as the first one is."""
     low: float = -2.0
     """Of the band, in scores of the first detector: from here on the second one is asked."""
-    high: float = 2.0
-    """From here on the first one is sure."""
+    high: float | None = 2.0
+    """From here on the first one is sure; None asks the second one however sure it is."""
     combine: Combine = "average"
-    """In the band: `average` of both scores, which should be logits then, or the `second` alone."""
+    """In the band: `average` of both scores, the `second` alone, the logit of the `product` of both
+    probabilities, or the lower of both scores, which is at a threshold if `both` are. All scores
+    should be logits but for `second`."""
     weight: float = 0.55
     """Of the first score in the average, 0 to 1 (the paper's 0.55)."""
+    offset: float = 0.0
+    """With `both`: how far over the threshold the second score has to be."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range, and make both detectors."""
         if self.combine not in get_args(Combine):
             raise ConfigError(f"combine is {self.combine!r}: expected one of {get_args(Combine)}")
-        if not self.low <= self.high:
+        if self.high is not None and not self.low <= self.high:
             raise ConfigError(f"the band is {self.low} to {self.high}: expected low <= high")
         if not 0 <= self.weight <= 1:
             raise ConfigError(f"weight is {self.weight}: expected 0 to 1")
@@ -129,14 +141,24 @@ class Cascade(ReadyDetector):
     def decision_function(self, readings: Readings) -> Array:
         """Return the scores [prompt]: the first detector's, outside of the band."""
         scores = self._parts["first"].detector.decision_function(readings).copy()
-        rows = np.flatnonzero((scores >= self.low) & (scores < self.high))
+        high = np.inf if self.high is None else self.high
+        rows = np.flatnonzero((scores >= self.low) & (scores < high))
         self.num_scored_ += len(scores)
         self.num_escalated_ += len(rows)
         if rows.size:
             second = self._parts["second"].detector.decision_function(readings.take(rows))
-            share = self.weight if self.combine == "average" else 0.0
-            scores[rows] = share * scores[rows] + (1 - share) * second
+            scores[rows] = self._combined(scores[rows], second)
         return scores
+
+    def _combined(self, first: Array, second: Array) -> Array:
+        """Return the scores [prompt] of prompts that both detectors judged."""
+        if self.combine == "product":
+            return product_logit(first, second)
+        if self.combine == "both":
+            lower: Array = np.minimum(first, second - self.offset)
+            return lower
+        share = self.weight if self.combine == "average" else 0.0
+        return share * first + (1 - share) * second
 
     def state(self) -> dict[str, Array]:
         """Return the arrays of both detectors, as `first.NAME` and `second.NAME`."""
@@ -163,6 +185,18 @@ class Cascade(ReadyDetector):
             }
             part.detector.load_state(own)
         return self
+
+
+def product_logit(first: Array, second: Array) -> Array:
+    """Return the log-odds of two things together, where each is known by its log-odds.
+
+    The odds are 1 / (exp(-a) + exp(-b) + exp(-a - b)), which neither overflows nor loses digits.
+
+    >>> round(float(product_logit(np.array(0.0), np.array(0.0))), 4)
+    -1.0986
+    """
+    together: Array = -np.logaddexp(np.logaddexp(-first, -second), -first - second)
+    return together
 
 
 @dataclass(frozen=True)
