@@ -88,21 +88,22 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
 ) -> None:
     out = data.with_name("out.jsonl")
     command = ("label", "--data", data, "--out", out, *workplace.model, "--max-tokens", 5)
+    judge = Agreement.judge
+
+    def interrupted(self: Agreement, answers: Sequence[Answered]) -> list[Judgement]:
+        if "two" in answers[0].chat.last_user_text:
+            raise KeyboardInterrupt
+        return judge(self, answers)
+
     with monkeypatch.context() as patch:
-        patch.setattr("demur.workflows.output.os.fsync", _interrupt)
+        patch.setattr(Agreement, "judge", interrupted)
         assert demur(*command, "--batch", 1).exit_code == 130
-    partial = out.with_name("out.jsonl.partial")
-    assert len(partial.read_bytes().splitlines()) == 3
-    partial.write_bytes(b"\n".join(partial.read_bytes().splitlines()[:2]) + b"\n")
+    assert not out.exists()
     judged.clear()
     done = demur(*command, "--batch", 1)
     assert "2 of 3 rows are done already" in done.error
     assert len(judged) == 1
     assert [line.get("complied") for line in read_lines(out)] == [False, True, None]
-
-
-def _interrupt(_file: int) -> None:
-    raise KeyboardInterrupt
 
 
 def test_a_prompt_without_a_reply_is_an_error_of_its_line(

@@ -179,10 +179,8 @@ def test_the_end_token_is_learnt_unless_the_refusal_is_cut(workplace: Workplace)
 
 def test_what_the_user_says_is_not_learnt(workplace: Workplace) -> None:
     asked = [
-        Example(
-            str(row), Chat.from_text(f"ZZZZ {row}"), "unsafe", response="no", response_label="safe"
-        )
-        for row in range(12)
+        replace(example, chat=Chat.from_text(f"ZZZZ {example.id}"))
+        for example in unsafe(12, response="no", response_label="safe")
     ]
     head = trained(workplace, asked, num_rows=0).tensors["head"]
     own = tiny().model.get_output_embeddings().weight.detach().half().numpy()

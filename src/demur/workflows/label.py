@@ -23,8 +23,8 @@ def require_outcomes(scorer: Scorer) -> None:
     """
     if not scorer.gives_outcomes:
         raise ConfigError(
-            f"{type(scorer).__name__} measures something else than the outcome of a reply: expected "
-            "a scorer such as agreement or guard_model"
+            f"{type(scorer).__name__} measures something else than the outcome of a reply: "
+            "expected a scorer such as agreement or guard_model"
         )
 
 
