@@ -95,10 +95,11 @@ def _arms(found: Mapping[str, Any]) -> Iterator[str]:
 
 def _gates(found: Mapping[str, Any]) -> Iterator[str]:
     gain = found["head_gain"]
+    ends = [100 * end for end in gain["interval"]]
     yield ""
     yield (
         "The head always on raises refusals of unsafe prompts by "
-        f"{100 * gain['change']:.1f} points ({_interval([100 * end for end in gain['interval']], '{:.1f}')})."
+        f"{100 * gain['change']:.1f} points ({_interval(ends, '{:.1f}')})."
     )
     yield ""
     yield (

@@ -1,5 +1,6 @@
 """A cascade: the second detector judges the prompts in the band, and no other costs a pass."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -112,6 +113,26 @@ def test_both_scores_have_to_reach_their_threshold() -> None:
         np.testing.assert_array_equal(found >= threshold, both)
 
 
+def test_scores_become_log_odds_before_they_are_put_together() -> None:
+    odds = {"first_odds": (2.0, 1.0), "second_odds": [0.5, -1.0]}
+    cascade, readings, runner = stacked(FIRSTS, low=0.0, high=None, combine="both", **odds)
+    found = cascade.decision_function(readings)
+    assert runner.asked == ["xxx", "xxxx", "xxxxx"]  # the band is in scores
+    np.testing.assert_allclose(found, [-5.0, -1.0, 0.5, 1.0, 1.5])
+    restored = Cascade.from_hyper_parameters(json.loads(json.dumps(cascade.hyper_parameters())))
+    assert restored.first_odds == (2.0, 1.0)
+    average, readings, _ = stacked(FIRSTS, low=-1.0, high=2.0, **odds)
+    np.testing.assert_allclose(average.decision_function(readings)[[0, 4]], [-3.0, 9.0])
+
+
+def test_an_artifact_brings_its_own_odds(tmp_path: Path) -> None:
+    artifact = linear_artifact()
+    artifacts.save(artifact, tmp_path / "marker")
+    cascade = Cascade((), first=str(tmp_path / "marker"), combine="product")
+    assert cascade.first_odds == (artifact.calibration.slope, artifact.calibration.intercept)
+    assert cascade.second_odds is None
+
+
 @pytest.mark.parametrize("combine", ["product", "both"])
 def test_from_the_band_on_nobody_is_flagged_otherwise_than_if_all_had_been_asked(
     combine: str,
@@ -222,6 +243,7 @@ def test_a_cascade_of_artifact_and_question_needs_no_fit(tmp_path: Path) -> None
         ({"combine": "neither"}, "combine is 'neither'"),
         ({"low": 3.0}, r"the band is 3\.0 to 2\.0"),
         ({"weight": 1.5}, r"weight is 1\.5"),
+        ({"first_odds": (-1.0, 0.0)}, r"odds are \(-1\.0, 0\.0\)"),
         ({"first": "nothing"}, "no detector 'nothing': expected an artifact's folder, or one of"),
         ({"second": {"method": "nothing"}}, "no detector 'nothing'"),
         ({"second": {"method": "prompted", "wrapper": 12}}, "wrapper is 12"),
