@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from demur.core.outcomes import Answered, Judgement, Outcome
+from demur.core.types import Sampling
 from demur.datasets import jsonl
 from demur.engines.transformers import TransformersEngine
+from demur.guard.exchange import plain_replies
 from demur.scorers.agreement import Agreement
-from tests.interventions import plain_greedy
 from tests.model_folder import (
     UNSCORED,
     CommandLine,
@@ -69,9 +70,8 @@ def test_what_is_judged_is_the_models_own_greedy_reply(
     out = data.with_name("out.jsonl")
     demur("label", "--data", data, "--out", out, *workplace.model, "--max-tokens", 5, "--batch", 1)
     engine = TransformersEngine.load(workplace.model_path, dtype="float32")
-    for answer in judged:
-        ids = plain_greedy(engine.loaded, engine.render(answer.chat), 5)
-        assert answer.reply == engine.loaded.tokenizer.decode(ids, skip_special_tokens=True)
+    replies = plain_replies(engine, [of.chat for of in judged], Sampling(max_tokens=5))
+    assert [answer.reply for answer in judged] == [reply.text for reply in replies]
     assert [answer.chat.messages[0].content for answer in judged] == [
         "mill zero",
         "Be brief.",

@@ -49,7 +49,7 @@ def states() -> Array:
     """Return states [prompt, layer, d_model] in which those who comply lie apart."""
     generator = np.random.default_rng(0)
     noise = generator.standard_normal((NUM_PROMPTS, 1, D_MODEL)) * [1, 9, 0.1, 3, 5, 2] + 20
-    noise[np.arange(NUM_PROMPTS) % 2 == 1, :, 1] += 12
+    noise[np.arange(NUM_PROMPTS) % 2 == 1, :, 1] += 20
     return noise.astype(np.float32)
 
 
@@ -80,7 +80,7 @@ def test_the_regression_is_that_of_scikit_learn_on_known_unsafe_prompts_alone() 
     np.testing.assert_allclose(
         detector.decision_function(readings),
         expected.decision_function(standardised()),
-        atol=1e-4,
+        atol=1e-3,
     )
 
 

@@ -66,7 +66,7 @@ def test_all_rows_reach_the_minimum_that_another_solver_finds() -> None:
     solver.step(closure)  # type: ignore[no-untyped-call]
     least = mean_loss(weights.detach(), states, token_ids)
     reached = mean_loss(head[found.rows] + found.change, states, token_ids)
-    assert least <= reached < least + 0.01
+    assert reached < least + 0.01
     assert reached < mean_loss(head, states, token_ids) - 0.5
 
 
@@ -103,7 +103,7 @@ def test_weights_decay_towards_where_they_started() -> None:
             config=NO_CHANGES,
             report=quiet,
         ).change
-        for decay in (0.0, 30.0)
+        for decay in (0.0, 10.0)
     )
     assert float(held.norm()) < 0.2 * float(free.norm())
 
@@ -120,9 +120,10 @@ def test_logits_are_bent_as_the_model_bends_them() -> None:
     raw = torch.tensor([-9.0, 0.0, 0.5])
     torch.testing.assert_close(finished(raw, config), 2 * torch.tanh(3 * raw / 2))
     head, states, token_ids = problem()
-    found = fit_rows(head, states, token_ids, plan=PLAN, config=config, report=quiet)
+    whole = replace(PLAN, epochs=1, batch_tokens=300)
+    found = fit_rows(head, states, token_ids, plan=whole, config=config, report=quiet)
     first = torch.nn.functional.cross_entropy(finished(states @ head.T, config), token_ids)
-    assert found.curve[0] == pytest.approx(float(first), abs=0.2)
+    assert found.curve[0] == pytest.approx(float(first), abs=1e-5)
     found_probs = log_probs(head, states.numpy(), token_ids.numpy(), config=config)
     assert -found_probs.mean() == pytest.approx(float(first), abs=1e-5)
 
