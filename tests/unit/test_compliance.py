@@ -65,6 +65,12 @@ def fitted(**fields: Any) -> tuple[Compliance, Readings]:
     return detector.fit(readings, targets(), seed=0), readings
 
 
+def unscaled(detector: Compliance, readings: Readings) -> Array:
+    """Return scores as they were fitted, before they became log-odds."""
+    slope, intercept = detector.state()["odds"].tolist()
+    return (detector.decision_function(readings) - intercept) / slope
+
+
 def standardised() -> Array:
     rows = states().reshape(NUM_PROMPTS, -1).astype(np.float64)
     return (rows - rows[learnt()].mean(0)) / rows[learnt()].std(0)
@@ -78,9 +84,7 @@ def test_the_regression_is_that_of_scikit_learn_on_known_unsafe_prompts_alone() 
         standardised()[learnt()], complied, sample_weight=weights
     )
     np.testing.assert_allclose(
-        detector.decision_function(readings),
-        expected.decision_function(standardised()),
-        atol=1e-3,
+        unscaled(detector, readings), expected.decision_function(standardised()), atol=1e-3
     )
 
 
@@ -95,8 +99,24 @@ def test_the_perceptron_is_that_of_scikit_learn() -> None:
         expected.fit(standardised()[learnt()].astype(np.float32), complied == 1, weights)
     odds = expected.predict_proba(standardised().astype(np.float32))
     np.testing.assert_allclose(
-        detector.decision_function(readings), np.log(odds[:, 1] / odds[:, 0]), atol=1e-3
+        unscaled(detector, readings), np.log(odds[:, 1] / odds[:, 0]), atol=1e-3
     )
+
+
+@pytest.mark.parametrize("fields", [{"c": 1e-4}, {"c": 10.0}, {"head": "mlp", "epochs": 3}])
+def test_scores_are_log_odds_however_strong_the_penalty_is(fields: dict[str, Any]) -> None:
+    generator = np.random.default_rng(1)
+    complied = np.arange(2000) % 2.0
+    drawn = generator.standard_normal((2000, 1, 20)) + 0.4 * complied[:, None, None]
+    rows = np.arange(1000)
+    of = Targets(rows < 998, rows, np.zeros(1000, int), complied=complied[:1000])
+    detector = Compliance((), **fields)
+    detector.fit(Readings({AFTER_THREE: drawn[:1000].astype(np.float32)}), of, seed=0)
+    found = detector.decision_function(Readings({AFTER_THREE: drawn[1000:].astype(np.float32)}))
+    truth = (0.4 * drawn[1000:, 0].sum(1) - 20 * 0.4**2 / 2).reshape(-1)
+    slope, bias = np.polyfit(truth, found, 1)
+    assert slope == pytest.approx(1.0, abs=0.2)
+    assert bias == pytest.approx(0.0, abs=0.2)
 
 
 @pytest.mark.parametrize("fields", [{}, {"head": "mlp", "lr": 1e-2}])
@@ -202,9 +222,10 @@ def test_what_cannot_work_is_refused(fields: dict[str, Any], message: str) -> No
 @pytest.mark.parametrize(
     "state",
     [
-        {"weights": np.zeros((2, 2)), "bias": np.zeros(1)},
-        {"weights": np.zeros(2)},
-        {"weights": np.array([np.nan]), "bias": np.zeros(1)},
+        {"weights": np.zeros((2, 2)), "bias": np.zeros(1), "odds": np.ones(2)},
+        {"weights": np.zeros(2), "bias": np.zeros(1)},
+        {"weights": np.zeros(2), "bias": np.zeros(1), "odds": np.array([np.nan, 0.0])},
+        {"weights": np.array([np.nan]), "bias": np.zeros(1), "odds": np.ones(2)},
     ],
 )
 def test_a_state_of_something_else_is_refused(state: dict[str, Array]) -> None:

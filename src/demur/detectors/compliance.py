@@ -11,8 +11,9 @@ tokens of the reply.
 
 Differs: a logistic regression by default, since few unsafe prompts of both outcomes are at hand;
 `head="mlp"` is the paper's perceptron of 64 units, with a logit in place of the released code's
-double softmax, and Adam at 1e-3 in place of AdamW at 1e-5. States are standardised and both
-outcomes weigh the same. The reply's tokens go on from the prompt's, and are never text in between;
+double softmax, and Adam at 1e-3 in place of AdamW at 1e-5. States are standardised, both outcomes
+weigh the same, and scores are scaled to log-odds by what fits without a fifth of the groups say of
+it. The reply's tokens go on from the prompt's, and are never text in between;
 what was labelled is the model's reply without a guard, by two labellers that agree rather than by a
 judge of seven billion parameters.
 """
@@ -28,6 +29,7 @@ from demur.core.protocols import Detector, Targets
 from demur.core.readings import Array, Readings
 from demur.core.reads import CaptureSpec, PilotTokens, Read
 from demur.core.registry import import_named
+from demur.detectors._layers import folds_of
 from demur.detectors._network import Network
 
 __all__ = ["Compliance"]
@@ -35,6 +37,12 @@ __all__ = ["Compliance"]
 Head = Literal["logistic", "mlp"]
 BATCH_SIZE = 32
 """Prompts a step of the perceptron's fit."""
+NUM_FOLDS = 5
+"""Parts of the groups, each of which is held out once to scale the scores."""
+LEAST_SLOPE = 1e-3
+"""Of the scaling: where the scores tell nothing, their order stays."""
+REGRESSION = {"odds": 1, "weights": 1, "bias": 1}
+"""Dimensions of the regression's arrays."""
 
 
 @dataclass
@@ -78,7 +86,6 @@ class Compliance(Detector):
         self._read = _read_after(self.num_tokens, self.reads)
         self.reads = (self._read,)
         self.arrays_: dict[str, Array] | None = None
-        self._network: Network | None = None
 
     @classmethod
     def default_reads(
@@ -107,9 +114,14 @@ class Compliance(Detector):
             )
         rows, learnt = _learnt(targets)
         states = self._states(readings.take(rows))
+        odds = self._odds(states, learnt, seed=seed)
+        return self._take({**self._fitted_to(states, learnt, seed=seed), "odds": odds})
+
+    def _fitted_to(self, states: Array, learnt: Targets, *, seed: int) -> dict[str, Array]:
+        """Return the arrays of a fit to states [prompt, feature]."""
         # scikit-learn is loaded for a fit only: scoring needs NumPy.
         if self.head == "mlp":
-            arrays = import_named("demur.detectors._mlp_fit").fit_standardised(
+            arrays: dict[str, Array] = import_named("demur.detectors._mlp_fit").fit_standardised(
                 states,
                 learnt,
                 balance="labels",
@@ -120,20 +132,36 @@ class Compliance(Detector):
                 batch_size=BATCH_SIZE,
                 seed=seed,
             )
-            return self._take(arrays)
-        logistic = import_named("demur.detectors._logistic")
-        shares = logistic.balanced_weights(learnt, "labels")
-        weights, bias = logistic.fit_standardised(
-            states, learnt.unsafe, shares, c=self.c, max_iterations=1000
-        )
-        return self._take({"weights": weights, "bias": np.array([bias])})
+            return arrays
+        return _regression(states, learnt, c=self.c)
+
+    def _odds(self, states: Array, learnt: Targets, *, seed: int) -> Array:
+        """Return the slope and intercept that make log-odds of scores: those of held-out groups.
+
+        Where a fold leaves one outcome alone, scores stay as they are.
+        """
+        fold = folds_of(learnt.group, num_folds=NUM_FOLDS, seed=seed)
+        scores = np.full(len(states), np.nan)
+        for number in np.unique(fold):
+            held = fold == number
+            if len(np.unique(learnt.unsafe[~held])) < 2:
+                return np.array([1.0, 0.0])
+            fitted = self._fitted_to(states[~held], _taken(learnt, ~held), seed=seed)
+            scores[held] = self._scores(fitted, states[held])
+        found = _regression(scores[:, None], learnt, c=1.0)
+        return np.array([max(float(found["weights"][0]), LEAST_SLOPE), float(found["bias"][0])])
 
     def decision_function(self, readings: Readings) -> Array:
         """Return the log-odds [prompt] that the model complies, float64."""
         arrays = self._fitted()
-        states = self._states(readings)
-        if self._network is not None:
-            return self._network.score(states)
+        slope, intercept = arrays["odds"].tolist()
+        return slope * self._scores(arrays, self._states(readings)) + intercept
+
+    def _scores(self, arrays: Mapping[str, Array], states: Array) -> Array:
+        """Return the scores [prompt] of fitted arrays, before they are scaled."""
+        if self.head == "mlp":
+            network = {name: array for name, array in arrays.items() if name != "odds"}
+            return Network(network, hidden=self.hidden).score(states)
         if states.shape[1:] != arrays["weights"].shape:
             raise DataError(
                 f"states have shape {states.shape}: expected [prompt, {len(arrays['weights'])}], "
@@ -144,7 +172,10 @@ class Compliance(Detector):
         return products + float(arrays["bias"][0])
 
     def state(self) -> dict[str, Array]:
-        """Return `weights` [feature] and `bias` [1], or the arrays that `Network` names."""
+        """Return `odds` [2], a slope and an intercept, and what they scale.
+
+        That is `weights` [feature] and `bias` [1], or the arrays that `Network` names.
+        """
         return {name: array.copy() for name, array in self._fitted().items()}
 
     def load_state(self, state: Mapping[str, Array]) -> Self:
@@ -156,10 +187,12 @@ class Compliance(Detector):
         return self._take({name: array.copy() for name, array in state.items()})
 
     def _take(self, arrays: dict[str, Array]) -> Self:
+        shapes = {name: array.shape for name, array in arrays.items()}
+        if shapes.get("odds") != (2,) or not np.isfinite(arrays["odds"]).all():
+            raise DataError(f"the state holds {shapes}: expected odds, a slope and an intercept")
         if self.head == "mlp":
-            self._network = Network(arrays, hidden=self.hidden)
-        elif {name: array.ndim for name, array in arrays.items()} != {"weights": 1, "bias": 1}:
-            shapes = {name: array.shape for name, array in arrays.items()}
+            _ = Network({k: v for k, v in arrays.items() if k != "odds"}, hidden=self.hidden)
+        elif {name: len(shape) for name, shape in shapes.items()} != REGRESSION:
             raise DataError(f"the state holds {shapes}: expected weights [feature] and bias [1]")
         elif not all(np.isfinite(array).all() for array in arrays.values()):
             raise DataError("a weight is not finite: fit the detector again")
@@ -209,3 +242,18 @@ def _learnt(targets: Targets) -> tuple[Array, Targets]:
             "model's own replies with `demur label`, or take another model or system prompt"
         )
     return rows, Targets(outcomes[rows] == 1, targets.group[rows], targets.source[rows])
+
+
+def _taken(targets: Targets, chosen: Array) -> Targets:
+    """Return the targets of some prompts."""
+    return Targets(targets.unsafe[chosen], targets.group[chosen], targets.source[chosen])
+
+
+def _regression(features: Array, learnt: Targets, *, c: float) -> dict[str, Array]:
+    """Return weights [feature] and bias [1] of a logistic regression, both outcomes alike."""
+    logistic = import_named("demur.detectors._logistic")
+    shares = logistic.balanced_weights(learnt, "labels")
+    weights, bias = logistic.fit_standardised(
+        features, learnt.unsafe, shares, c=c, max_iterations=1000
+    )
+    return {"weights": weights, "bias": np.array([bias])}
