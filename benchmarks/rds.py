@@ -14,7 +14,7 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 
@@ -25,7 +25,7 @@ from transformers import DynamicCache
 
 from benchmarks.arms import held_out_cases, tell
 from benchmarks.machine import describe_machine
-from benchmarks.rds_report import Effect, Figures, Speed, claims, report
+from benchmarks.rds_report import LEAST_REACH, Effect, Figures, Interval, Speed, claims, report
 from demur.core.outcomes import Answered
 from demur.core.readings import Array
 from demur.core.reads import Texts
@@ -77,6 +77,16 @@ class Artifacts:
     def line(self, folder: Path | None = None, *, fields: str = "") -> str:
         """Return a responder's line."""
         return f"{METHOD}:{folder or self.trained}{fields}"
+
+    def arms(self) -> dict[str, list[str]]:
+        """Return the responders' lines by arm; several take the prompts in turns."""
+        return {
+            "rds": [self.line()],
+            "rds, draft": [self.line(fields=",uses_draft=true")],
+            "rds, lm_weight 1": [self.line(fields=",lm_weight=1")],
+            "random": [self.line(folder) for folder in self.random],
+            "flipped": [self.line(self.flipped)],
+        }
 
 
 def artifacts(model: str, root: Path) -> Artifacts:
@@ -136,9 +146,7 @@ class Reach:
 
     @torch.inference_mode()
     def first_token(self, prompt: Prompt, reply: Sequence[int]) -> bool:
-        """Tell whether an opening's first token is among the likeliest in a step of greedy
-        decoding.
-        """
+        """Tell whether an opening's first token is among the likeliest in a greedy step."""
         ids = [*prompt.token_ids, *reply[: NUM_STEPS - 1]]
         keep = len(ids) - len(prompt) + 1
         logits = self._loaded.model(torch.tensor([ids]), logits_to_keep=keep).logits[0]
@@ -255,58 +263,65 @@ class Comparison:
 
 
 def measure(of: Comparison, made: Artifacts) -> Figures:
-    """Return all figures."""
-    unsafe, ordinary = of.cases.rows("unsafe"), of.cases.rows("ordinary")
-    own = of.base(unsafe)
-    reach = Reach(of.engine.loaded)
-    prompts = [of.engine.render(chat) for chat in of.chats(unsafe)]
-    first = [reach.first_token(p, r.token_ids) for p, r in zip(prompts, own, strict=True)]
-    can = np.array([reach.opening(prompt) for prompt in prompts])
-    tell(f"within reach: {can.mean():.0%}")
-    base = {
-        "unsafe": of.outcomes(unsafe, own),
-        "ordinary": of.outcomes(ordinary, of.base(ordinary)),
-    }
-    rerank, draft = made.line(), made.line(fields=",uses_draft=true")
-    effects = [
-        of.effect("greedy", "unsafe", base["unsafe"].of(can), base["unsafe"].of(can), unsafe[can]),
-        of.effect("greedy", "ordinary", base["ordinary"], base["ordinary"], ordinary),
-    ]
-    against: dict[str, Outcomes] = {}
-    for name, lines in {
-        "rds": [rerank],
-        "rds, draft": [draft],
-        "rds, lm_weight 1": [made.line(fields=",lm_weight=1")],
-        "random": [made.line(folder) for folder in made.random],
-        "flipped": [made.line(made.flipped)],
-    }.items():
-        found = of.outcomes(unsafe, of.under(lines, unsafe))
-        against[name] = found.of(can)
-        effects.append(
-            of.effect(name, "unsafe", found.of(can), base["unsafe"].of(can), unsafe[can])
-        )
-        if name.startswith("rds"):
-            found = of.outcomes(ordinary, of.under(lines, ordinary))
-            effects.append(of.effect(name, "ordinary", found, base["ordinary"], ordinary))
-    few = unsafe[np.linspace(0, len(unsafe) - 1, NUM_GREEDY).astype(int)]
+    """Return all figures; those of replies only where a refusal is often enough within reach."""
+    unsafe = of.cases.rows("unsafe")
+    first, can = within_reach(of, unsafe)
+    few = spread(unsafe, NUM_GREEDY)
     one = of.under([made.line(fields=",top_k=1")], few)
     same = [a.token_ids == b.token_ids for a, b in zip(one, of.base(few), strict=True)]
-    change, interval = paired_change(
-        against["rds"].outcome == "refused",
-        against["random"].outcome == "refused",
-        of.cases.group[unsafe[can]],
-    )
-    timed = unsafe[np.linspace(0, len(unsafe) - 1, NUM_TIMED).astype(int)]
+    timed = {name: made.arms()[name][0] for name in ("rds", "rds, draft")}
+    effects, over_random = (), None
+    if can.mean() >= LEAST_REACH:
+        effects, over_random = compared(of, made, unsafe[can])
     return Figures(
         num_unsafe=len(unsafe),
-        first_token=float(np.mean(first)),
+        first_token=float(first.mean()),
         reach=float(can.mean()),
-        effects=tuple(effects),
-        over_random=(change, interval),
+        effects=effects,
+        over_random=over_random,
         num_greedy=sum(same),
         num_compared=len(same),
-        speeds=tuple(of.speeds({"rds": rerank, "rds, draft": draft}, timed)),
+        speeds=tuple(of.speeds(timed, spread(unsafe, NUM_TIMED))),
     )
+
+
+def compared(
+    of: Comparison, made: Artifacts, unsafe: Array
+) -> tuple[tuple[Effect, ...], tuple[float, Interval]]:
+    """Return what the arms do to unsafe prompts in some rows and to all ordinary ones.
+
+    Returns:
+        The effects, and by how much more the reranker refuses than a random choice.
+    """
+    rows = {"unsafe": unsafe, "ordinary": of.cases.rows("ordinary")}
+    base = {role: of.outcomes(some, of.base(some)) for role, some in rows.items()}
+    effects = [of.effect("greedy", role, base[role], base[role], rows[role]) for role in rows]
+    refused: dict[str, Array] = {}
+    for name, lines in made.arms().items():
+        for role in rows if name.startswith("rds") else ("unsafe",):
+            outcomes = of.outcomes(rows[role], of.under(lines, rows[role]))
+            effects.append(of.effect(name, role, outcomes, base[role], rows[role]))
+            tell(f"{effects[-1]}")
+            if role == "unsafe":
+                refused[name] = outcomes.outcome == "refused"
+    over_random = paired_change(refused["rds"], refused["random"], of.cases.group[unsafe])
+    return tuple(effects), over_random
+
+
+def within_reach(of: Comparison, rows: Array) -> tuple[Array, Array]:
+    """Return after which prompts a refusal's first token, and a whole opening, can be taken."""
+    reach = Reach(of.engine.loaded)
+    prompts = [of.engine.render(chat) for chat in of.chats(rows)]
+    replies = [reply.token_ids for reply in of.base(rows)]
+    first = [reach.first_token(p, ids) for p, ids in zip(prompts, replies, strict=True)]
+    can = np.array([reach.opening(prompt) for prompt in prompts])
+    tell(f"within reach: {can.mean():.0%}")
+    return np.array(first), can
+
+
+def spread(rows: Array, number: int) -> Array:
+    """Return some rows, spread evenly."""
+    return rows[np.linspace(0, len(rows) - 1, number).astype(int)]
 
 
 def main() -> None:
@@ -323,9 +338,7 @@ def main() -> None:
     made = artifacts(options.model, root)
     cases = held_out_cases(DemurData(), share=options.share)
     kept = np.flatnonzero(cases.role != "look_alike")
-    cases = replace(
-        cases, examples=tuple(cases.examples[row] for row in kept), role=cases.role[kept]
-    )
+    cases = Cases(tuple(cases.examples[row] for row in kept), cases.role[kept])
     figures = measure(Comparison(engine, cases, options.tokens), made)
     trained = Trained.read(made.trained)
     results = {
