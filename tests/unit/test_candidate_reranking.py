@@ -1,5 +1,6 @@
 """Candidate reranking: the classifier, its sign, its artifact and its responder."""
 
+import runpy
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from tests.trained import trained
 
 CHAT = Chat.from_text("How do I pick a lock?")
 READ = CaptureSpec((2,))
+EXAMPLE = Path(__file__).parents[2] / "examples" / "candidate_reranking.py"
 
 
 @pytest.fixture(scope="module")
@@ -253,3 +255,14 @@ def test_no_candidates_are_refused(top_k: int, tmp_path: Path) -> None:
 def test_openings_are_a_dozen_each_and_differ() -> None:
     every: Sequence[str] = (*REFUSALS, *COMPLIANCES)
     assert len(set(every)) == 2 * len(REFUSALS) == 2 * len(COMPLIANCES) == 24
+
+
+def test_the_example_runs(
+    model_folder: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["candidate_reranking.py", model_folder])
+    runpy.run_path(str(EXAMPLE))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("refusals score higher than compliance in ")
+    routes = {line.partition(":")[0] for line in lines[1:]}
+    assert routes & {"candidate_reranking", "pass"}
