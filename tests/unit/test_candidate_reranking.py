@@ -125,6 +125,11 @@ def test_a_reply_that_leaves_the_context_is_refused() -> None:
             states_of_replies(tiny(), prompt, replies, READ)
 
 
+def tokens_of(model: LoadedModel, text: str) -> list[int]:
+    ids: list[int] = model.tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
 def test_openings_are_scored_token_by_token() -> None:
     model = tiny()
     renderer = ChatRenderer(model.tokenizer, name="tiny")
@@ -139,7 +144,7 @@ def test_openings_are_scored_token_by_token() -> None:
     for scores, texts in ((found.refusals, REFUSALS), (found.compliances, COMPLIANCES)):
         assert scores.shape == (1, 12, 8)
         for of_text, text in zip(scores[0], texts, strict=True):
-            ids = [*prompt.token_ids, *text.encode()[:8]]
+            ids = [*prompt.token_ids, *tokens_of(model, text)[:8]]
             with torch.inference_mode():
                 states = model.model(torch.tensor([ids]), output_hidden_states=True).hidden_states
             expected = classifier.scores(states[3][0, len(prompt) :].double().numpy())

@@ -21,6 +21,12 @@ def likeliest(model: LoadedModel, ids: list[int]) -> list[int]:
     return found
 
 
+def openings() -> list[list[int]]:
+    tokenize = MODEL.tokenizer
+    texts = RefusalMargin().refusals
+    return [tokenize(of, add_special_tokens=False)["input_ids"][:NUM_STEPS] for of in texts]
+
+
 @pytest.mark.parametrize("text", ["Why?", "Tell me.", "Name five rivers.", "Hi", "What is it?"])
 def test_an_opening_is_within_reach_if_each_token_is_likely_after_those_before(text: str) -> None:
     prompt = TransformersEngine(MODEL).render(Chat.from_text(text))
@@ -29,7 +35,7 @@ def test_an_opening_is_within_reach_if_each_token_is_likely_after_those_before(t
             token in likeliest(MODEL, [*prompt.token_ids, *opening[:step]])
             for step, token in enumerate(opening)
         )
-        for opening in (of.encode()[:NUM_STEPS] for of in RefusalMargin().refusals)
+        for opening in openings()
     )
     assert Reach(MODEL).opening(prompt) == expected
 
