@@ -2,6 +2,7 @@
 
 import runpy
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from demur.modeling.continuations import states_of_replies
 from demur.modeling.load import LoadedModel, load
 from demur.trainers._openings import COMPLIANCES, REFUSALS
 from demur.trainers._state_classifier import Separation, StateClassifier, separation
-from demur.trainers.candidate_reranking import CandidateReranking
+from demur.trainers.candidate_reranking import LABELS, CandidateReranking
 from demur.workflows.train import train
 from tests.model_folder import labelled_prompts, save_model
 from tests.tiny import CONFIGS, tiny
@@ -152,24 +153,36 @@ def test_openings_are_scored_token_by_token() -> None:
 
 
 def test_what_is_fitted_on_and_what_is_held_out_share_no_group() -> None:
-    rows = [
-        Example(f"{label}{n}", CHAT, label=label, group=f"g{n % 30}")  # type: ignore[arg-type]
-        for n in range(60)
-        for label in ("unsafe", "safe")
+    renderer = ChatRenderer(tiny().tokenizer, name="tiny")
+    every = {
+        label: {f"g{n}": renderer.render(Chat.from_text(f"{label} {n}")) for n in range(30)}
+        for label in LABELS
+    }
+    fitted_on, held_out = small()._parted(every, 0)
+    groups = [
+        {prompt.chat.last_user_text.split()[1] for of in side.values() for prompt in of}
+        for side in (fitted_on, held_out)
     ]
-    fitted_on, held_out = small()._parted(rows, 0)
-    groups = [{e.group for of in side.values() for e in of} for side in (fitted_on, held_out)]
     assert not groups[0] & groups[1]
     assert {label: len(of) for label, of in held_out.items()} == {"unsafe": 6, "safe": 6}
     assert {label: len(of) for label, of in fitted_on.items()} == {"unsafe": 20, "safe": 20}
-    assert small()._parted(rows, 0) == (fitted_on, held_out)
-    assert small()._parted(rows, 1) != (fitted_on, held_out)
+    assert small()._parted(every, 0) == (fitted_on, held_out)
+    assert small()._parted(every, 1) != (fitted_on, held_out)
 
 
-def test_too_few_prompts_are_refused() -> None:
+def test_too_few_prompts_are_refused(model_folder: str) -> None:
     rows = [e for e in examples() if e.label == "safe"]
     with pytest.raises(DataError, match="0 groups of unsafe prompts: expected at least 8"):
-        small()._parted(rows, 0)
+        small().train(rows, Run(model_folder))
+
+
+def test_prompts_that_leave_no_room_for_a_reply_are_left_out(model_folder: str) -> None:
+    rows = [
+        replace(e, chat=Chat.from_text("word " * 200)) if e.label == "unsafe" else e
+        for e in examples()
+    ]
+    with pytest.raises(DataError, match="0 groups of unsafe prompts"):
+        small().train(rows, Run(model_folder))
 
 
 @pytest.mark.parametrize("fields", [{}, {"layer": 2, "site": "block_out", "num_components": 2}])

@@ -3,7 +3,7 @@
 Replies are drawn by the very rule that the draft is to serve, with the model's own states, which
 yields a state for each candidate of each token. The linear map starts as the ridge regression of
 what the model's block sees, the block as the model's own; then both are trained to give the states
-(smooth L1) and the choice among the candidates (cross-entropy).
+(smooth L1) and the choice among the candidates (their divergence).
 """
 
 from collections.abc import Mapping, Sequence
@@ -164,7 +164,12 @@ class DraftTraining:
         error = functional.smooth_l1_loss(guesses / scale, reply.states / scale)
         exact, guessed = reply.states @ self._rule.weights, guesses @ self._rule.weights
         spread = exact.std(1).mean().clamp_min(1e-6)
-        choice = functional.cross_entropy(guessed / spread, torch.softmax(exact / spread, 1))
+        choice = functional.kl_div(
+            torch.log_softmax(guessed / spread, 1),
+            torch.log_softmax(exact / spread, 1),
+            reduction="batchmean",
+            log_target=True,
+        )
         return error + CHOICE_WEIGHT * choice
 
     def _guesses(self, reply: Tries) -> Tensor:

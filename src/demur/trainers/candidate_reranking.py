@@ -11,12 +11,12 @@ label. Li et al., EAGLE (2024), arXiv 2401.15077: the draft.
 
 Differs: the regression is solved rather than stepped, and penalised. The paper says that unsafe is
 1 and takes the largest score, its code takes the largest of either sign: here the sign is measured.
-The draft is trained on the states of all candidates of a few replies, its cross-entropy is over
-the candidates rather than the vocabulary, and its linear map starts as the ridge regression of the
-block's input: see `modeling/draft.py`.
+The draft is trained on the states of all candidates of a few replies, on their choice rather than
+on the vocabulary's, and its linear map starts as the ridge regression of the block's input: see
+`modeling/draft.py`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -41,7 +41,7 @@ LABELS: tuple[Label, Label] = ("unsafe", "safe")
 LEAST_HELD_OUT = 2
 """Prompts of each label, without which nothing is known of the sign."""
 
-Sides = dict[Label, list[Example]]
+Sides = dict[Label, list[Prompt]]
 
 
 @dataclass
@@ -120,10 +120,8 @@ class CandidateReranking(Trainer):
         """
         loaded = load(run.model, dtype=run.dtype, device=run.device)  # type: ignore[arg-type]
         renderer = ChatRenderer(loaded.tokenizer, name=loaded.model_id.name)
-        fitted_on, held_out = (
-            {label: [renderer.render(e.chat) for e in of[label]] for label in LABELS}
-            for of in self._parted(examples, run.seed)
-        )
+        every = {label: _by_group(loaded, renderer, examples, label) for label in LABELS}
+        fitted_on, held_out = self._parted(every, run.seed)
         classifier = self._classifier(loaded, fitted_on, run)
         unsafe, safe = (
             separation(
@@ -168,9 +166,10 @@ class CandidateReranking(Trainer):
             curve=curve,
         )
 
-    def _parted(self, examples: Sequence[Example], seed: int) -> tuple[Sides, Sides]:
+    def _parted(
+        self, every: Mapping[Label, Mapping[str, Prompt]], seed: int
+    ) -> tuple[Sides, Sides]:
         """Return the prompts to fit on and those that are held out; no group has both."""
-        every = {label: _by_group(examples, label) for label in LABELS}
         keys = sorted({key for of in every.values() for key in of})
         order = [keys[row] for row in np.random.default_rng(seed).permutation(len(keys))]
         fitted_on: Sides = {label: [] for label in LABELS}
@@ -191,9 +190,7 @@ class CandidateReranking(Trainer):
             fitted_on[label] = fitted_on[label][: self.num_prompts]
         return fitted_on, held_out
 
-    def _classifier(
-        self, loaded: LoadedModel, prompts: dict[Label, list[Prompt]], run: Run
-    ) -> StateClassifier:
+    def _classifier(self, loaded: LoadedModel, prompts: Sides, run: Run) -> StateClassifier:
         every = [*prompts["unsafe"], *prompts["safe"]]
         states = []
         for done, prompt in enumerate(every, start=1):
@@ -221,9 +218,14 @@ class CandidateReranking(Trainer):
         return {"layer": self.layer, "site": self.site, "sign": sign, "bias": classifier.bias}
 
 
-def _by_group(examples: Sequence[Example], label: Label) -> dict[str, Example]:
-    """Return one example of each group that has the label."""
-    return {example.group_key: example for example in examples if example.label == label}
+def _by_group(
+    loaded: LoadedModel, renderer: ChatRenderer, examples: Sequence[Example], label: Label
+) -> dict[str, Prompt]:
+    """Return one prompt of each group that has the label and leaves room for an opening."""
+    chats = {example.group_key: example.chat for example in examples if example.label == label}
+    prompts = {key: renderer.render(chat) for key, chat in chats.items()}
+    longest = loaded.max_tokens - NUM_TOKENS
+    return {key: prompt for key, prompt in prompts.items() if len(prompt) <= longest}
 
 
 def _tell(run: Run, stage: str, total: int, done: int) -> None:
