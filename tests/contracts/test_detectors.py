@@ -11,13 +11,15 @@ from demur.core import artifacts, registry
 from demur.core.errors import DataError, NotFittedError
 from demur.core.protocols import Detector
 from demur.core.readings import Array, Readings, Values
-from demur.core.reads import CaptureSpec, Read
+from demur.core.reads import AppendedTokens, CaptureSpec, PilotTokens, Read
 from demur.engines.fake import FakeEngine
 from tests.guards import artifact_of, marked_texts, read_texts, targets_of
 from tests.tiny_encoder import save_encoder
 
 NUM_BLOCKS = 4
 METHODS = registry.methods("detectors")
+OF_STATES = (CaptureSpec, AppendedTokens, PilotTokens)
+"""Reads whose values are states."""
 
 
 @pytest.fixture(params=METHODS)
@@ -75,11 +77,11 @@ def with_nan(readings: Readings) -> Readings:
     """Return readings in which one number of the last prompt is a NaN."""
     poisoned: dict[Read, Values] = {}
     for spec, values in readings.values.items():
-        if not isinstance(spec, CaptureSpec):
+        if not isinstance(spec, OF_STATES):
             pytest.skip("the method reads texts")
         rows = [np.array(row, np.float32) for row in values]
         rows[-1][..., 0] = np.nan
-        poisoned[spec] = np.stack(rows) if isinstance(values, np.ndarray) else tuple(rows)
+        poisoned[spec] = tuple(rows) if isinstance(values, tuple) else np.stack(rows)
     return Readings(poisoned)
 
 
@@ -203,14 +205,14 @@ def test_one_label_alone_teaches_nothing(detector: Detector) -> None:
 
 def test_the_layers_that_an_operator_names_are_read(method: type[Detector]) -> None:
     for spec in method.default_reads(NUM_BLOCKS, layers=(0, 2)):
-        assert not isinstance(spec, CaptureSpec) or spec.layers == (0, 2)
+        assert not isinstance(spec, OF_STATES) or spec.layers == (0, 2)
 
 
 def test_a_state_of_another_width_is_refused(detector: Detector) -> None:
     fit(detector)
     engine = FakeEngine(num_layers=NUM_BLOCKS, d_model=8)
     narrow = read_texts(engine, detector.reads, ["Hello there."])
-    if not all(isinstance(spec, CaptureSpec) for spec in detector.reads):
+    if not all(isinstance(spec, OF_STATES) for spec in detector.reads):
         pytest.skip("the method reads texts")
     with pytest.raises(DataError, match="shape"):
         detector.decision_function(narrow)
