@@ -64,7 +64,7 @@ def _of_its_prompt(example: Example) -> Example:
 
 
 def _key(chat: Chat) -> str:
-    return hashlib.sha256(json.dumps(chat.as_messages()).encode()).hexdigest()[:20]
+    return chat.sha256[:20]
 
 
 @dataclass(frozen=True)
