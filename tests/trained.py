@@ -43,5 +43,14 @@ def _refusal_head(model: LoadedModel) -> Content:
     return {"head": rng.normal(size=shape).astype(np.float16)}, {}
 
 
-MADE: Mapping[str, Callable[[LoadedModel], Content]] = {"refusal_head": _refusal_head}
+def _steering(model: LoadedModel) -> Content:
+    vectors = np.random.default_rng(0).normal(size=(2, model.parts.d_model))
+    fields = {"layers": [1, 2], "from_position": "user_end"}
+    return {"vectors": vectors.astype(np.float32)}, fields
+
+
+MADE: Mapping[str, Callable[[LoadedModel], Content]] = {
+    "refusal_head": _refusal_head,
+    "steering": _steering,
+}
 """By responder: what a trainer would have left."""
