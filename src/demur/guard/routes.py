@@ -82,6 +82,26 @@ class EitherTo:
         return self.flagged if _is_flagged(verdicts, self.when) else self.others
 
 
+@dataclass(frozen=True)
+class Always:
+    """Sends every prompt to one responder, whatever the verdicts: to compare with.
+
+    >>> Always("fixed_reply")([Verdict("linear", 1.0, 0.9, 0.5, flagged=False)])
+    'fixed_reply'
+    """
+
+    responder: str
+
+    @property
+    def responders(self) -> frozenset[str]:
+        """The names that the route can return besides `pass`."""
+        return frozenset({self.responder})
+
+    def __call__(self, verdicts: Sequence[Verdict]) -> str:
+        """Return the responder's name."""
+        return self.responder
+
+
 def _require_when(when: str) -> None:
     if when not in get_args(When):
         raise ConfigError(f"when is {when!r}: expected one of {get_args(When)}")
