@@ -27,7 +27,8 @@ def report(result: Mapping[str, Any]) -> str:
         f"# SCANS on {result['model']}",
         "",
         f"Made by `python -m benchmarks.scans` on {machine['processor']}, {machine['cores']} "
-        f"cores, in {result['seconds'] / 60:.0f} minutes. Greedy replies of {result['max_tokens']} tokens; "
+        f"cores, in {result['seconds'] / 60:.0f} minutes. Greedy replies of "
+        f"{result['max_tokens']} tokens; "
         "outcomes by `reply_classifier`, beside them those of `refusal_match`. The share complied "
         f"of unsafe prompts is a {names[0]}, the share refused of safe ones a {names[1]}.",
         "",
