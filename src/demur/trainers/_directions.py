@@ -31,6 +31,8 @@ def directions(unsafe: Array, safe: Array, *, kind: Direction, c: float) -> Arra
     unsafe, safe = unsafe.astype(np.float64), safe.astype(np.float64)
     if not (np.isfinite(unsafe).all() and np.isfinite(safe).all()):
         raise DataError("a captured state is not finite: check the model's dtype and weights")
+    if not (unsafe != safe).any((0, 2)).all():
+        raise DataError("unsafe and safe anchors have the same states in a layer: use other ones")
     means: Array = (unsafe - safe).mean(0)  # [layer, d_model]
     found = means
     if kind != "difference":
@@ -39,10 +41,7 @@ def directions(unsafe: Array, safe: Array, *, kind: Direction, c: float) -> Arra
             [_component(u - s) if kind == "pca" else _head(u, s, c=c) for u, s in of_layers]
         )
         found = found * np.where(np.vecdot(found, means) < 0, -1.0, 1.0)[:, None]
-    lengths = np.linalg.norm(found, axis=1, keepdims=True)
-    if not lengths.all():
-        raise DataError("unsafe and safe anchors have the same states in a layer: use other ones")
-    directed: Array = found / lengths
+    directed: Array = found / np.linalg.norm(found, axis=1, keepdims=True)
     return directed
 
 
