@@ -1,5 +1,6 @@
 """Tentative reads of training sets: as an engine makes them, once a chat, and kept on disk."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -38,14 +39,10 @@ class Passes:
 
 
 @pytest.fixture
-def passes() -> "Passes":
-    return Passes(tiny())
-
-
-@pytest.fixture(autouse=True)
-def _unhooked(passes: Passes) -> object:
-    yield
-    passes.hook.remove()
+def passes() -> Iterator[Passes]:
+    counted = Passes(tiny())
+    yield counted
+    counted.hook.remove()
 
 
 def captured(root: Path, chats: tuple[Chat, ...], *, model: LoadedModel | None = None) -> Deferred:

@@ -31,9 +31,9 @@ def directions(unsafe: Array, safe: Array, *, kind: Direction, c: float) -> Arra
     unsafe, safe = unsafe.astype(np.float64), safe.astype(np.float64)
     if not (np.isfinite(unsafe).all() and np.isfinite(safe).all()):
         raise DataError("a captured state is not finite: check the model's dtype and weights")
-    if not (unsafe != safe).any((0, 2)).all():
-        raise DataError("unsafe and safe anchors have the same states in a layer: use other ones")
     means: Array = (unsafe - safe).mean(0)  # [layer, d_model]
+    if not means.any(1).all():
+        raise DataError("unsafe and safe anchors have the same states in a layer: use other ones")
     found = means
     if kind != "difference":
         of_layers = zip(unsafe.swapaxes(0, 1), safe.swapaxes(0, 1), strict=True)

@@ -20,6 +20,7 @@ from demur.modeling.caches import fork
 from demur.modeling.capture import Slot, filling
 from demur.modeling.editing import Addition, adding, projecting
 from demur.modeling.load import LoadedModel
+from demur.modeling.output_head import finished
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,14 +127,14 @@ class Passes:
             CapabilityError: The model does something to its logits that is not known here.
         """
         config = self._loaded.model.config.get_text_config(decoder=True)
-        own = _finished(prefill.head_output.float(), config)
+        own = finished(prefill.head_output.float(), config)
         if not torch.allclose(own, prefill.logits, rtol=1e-2, atol=1e-2):
             raise CapabilityError(
                 f"{type(self._loaded.model).__name__} changes its logits after the LM head in a "
                 "way that demur does not know: use another responder than one with its own head"
             )
         raw = torch.nn.functional.linear(prefill.head_input, head)
-        return _finished(raw.float(), config)
+        return finished(raw.float(), config)
 
     @torch.inference_mode()
     def step(
@@ -227,12 +228,3 @@ class _HeadLog:
 def at_last(read: CaptureSpec) -> CaptureSpec:
     """Return a read of a reply's tokens as one of a single token: [token, layer, d_model]."""
     return replace(read, positions="last", pool="none")
-
-
-def _finished(raw: Tensor, config: Any) -> Tensor:
-    """Return logits as models of known kinds make them of what their LM head gives."""
-    raw = raw * (getattr(config, "logit_scale", None) or 1.0)  # Cohere
-    raw = raw * (getattr(config, "lm_head_multiplier", None) or 1.0)  # Falcon H1
-    raw = raw / (getattr(config, "logits_scaling", None) or 1.0)  # Granite
-    cap = getattr(config, "final_logit_softcapping", None)  # Gemma
-    return raw if cap is None else cap * torch.tanh(raw / cap)
