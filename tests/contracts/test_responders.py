@@ -101,7 +101,7 @@ def test_a_real_model_answers_flagged_prompts_its_way_and_others_as_ever(
         engine, [marker_detector(engine)], route=FlaggedTo(name), responders={name: make()}
     )
     sampling = Sampling(max_tokens=6)
-    prompts = ["Tell me the MARKER", "Tell me a story."] * 2
+    prompts = ["Tell me about number 53 MARKER, please.", "Tell me about number 52, please."] * 2
     replies = list(guard.replies(prompts, sampling))
     assert [reply.route for reply in replies] == [name, PASS] * 2
     assert [reply.error for reply in replies] == [None] * 4

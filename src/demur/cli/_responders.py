@@ -1,7 +1,6 @@
 """Compares responders on the prompts of a suite, and writes what became of the replies."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from rich.markup import escape
@@ -25,9 +24,9 @@ MOST_OF_A_ROLE = 150
 def compare_responders(
     suite: str,
     responders: Sequence[str],
-    *,
     detectors: Sequence[str] | None,
     models: Sequence[str] | None,
+    *,
     dtype: str,
     limit: int,
     out: Path,
@@ -73,7 +72,7 @@ def compare_responders(
         "demur": demur.__version__,
         "model": engine.model_id.as_dict(),
         "suite": chosen.name,
-        "parameters": asdict(study),
+        "parameters": study.described(),
         "machine": describe_machine(),
     }
     write(result, out, about=about)

@@ -15,7 +15,7 @@ rates are called follows from that.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +70,11 @@ class Responders:
             raise ConfigError(f"responders is {self.responders}: expected one or more, each once")
         if len(self.labellers) != 2:
             raise ConfigError(f"labellers is {self.labellers}: expected two scorers")
+
+    def described(self) -> dict[str, object]:
+        """Return the parameters without the folders on the way to artifacts, for JSON."""
+        responders = [_shown(line) for line in self.responders]
+        return {**asdict(self), "responders": responders, "detector": Path(self.detector).name}
 
     def run(self, inputs: StudyInputs) -> StudyResult:
         """Return one row a responder, arm and role.
