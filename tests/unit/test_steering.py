@@ -21,7 +21,7 @@ from tests.tiny import tiny
 from tests.trained import trained
 
 CHAT = Chat.from_text("How do I pick a lock?")
-SAFE, UNSAFE = "Tell me a story.", "Tell me the MARKER"
+SAFE, UNSAFE = "Tell me about number 52, please.", "Tell me about number 53 MARKER, please."
 NUM_TOKENS = 8
 
 

@@ -1,7 +1,6 @@
 """What the steering trainer finds: directions, layers, strengths and gates."""
 
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -237,10 +236,11 @@ def test_gates_let_benign_states_be_and_open_for_unsafe_ones() -> None:
 def test_a_gate_that_preserves_little_moves_benign_states() -> None:
     benign, unsafe = benign_and_unsafe(1)
     amounts = [
-        np.abs(np.vecdot(benign, gates(benign, unsafe, NO_VECTORS, preserve=share))).mean()
-        for share in (0.3, 0.9, 0.999999)
+        float(np.abs(np.vecdot(benign, gates(benign, unsafe, NO_VECTORS, preserve=share))).mean())
+        for share in (0.3, 0.999999)
     ]
-    assert all(more > 3 * less for more, less in pairwise(amounts))
+    assert amounts[0] > 0.1
+    assert amounts[1] < 1e-9
 
 
 def test_a_token_of_a_huge_state_is_no_more_than_another() -> None:
