@@ -49,8 +49,9 @@ SEGMENTS = ("former", "middle", "latter")
 RATES = (0.05, 0.1, 0.2, 0.3)
 """False-positive rates on benign validation prompts, of which the threshold has the one that sets
 both labels furthest apart there."""
-TRAIN_ROWS = 150
-"""Most prompts of one source and label that the score is fitted on."""
+TRAIN_ROWS, VAL_ROWS = 16, 40
+"""Most prompts of one source and label that the score is fitted on, and that its threshold is set
+on; the paper's 64 unsafe prompts are four sources of these."""
 NUM_UNCHANGED = 12
 """Prompts that are answered at a scale of 0, to see that nothing changes."""
 
@@ -59,7 +60,7 @@ def fit_score(engine: TransformersEngine, out: Path) -> dict[str, float]:
     """Fit the transition score, set its threshold, and return how it did on validation prompts."""
     capturer = Capturer(engine.loaded)
     rows = limited([*written.load("train"), *starter.load("train")], TRAIN_ROWS, seed=0)
-    val = [*written.load("val"), *starter.load("val")]
+    val = limited([*written.load("val"), *starter.load("val")], VAL_ROWS, seed=0)
 
     def fitted_at(rate: float) -> Fitted:
         return fit(
@@ -83,32 +84,40 @@ def _apart(fitted: Fitted) -> float:
 
 
 def train_vectors(model: str, num_blocks: int, root: Path) -> dict[str, Path]:
-    """Train vectors of a coefficient of 1 for each third of the layers; return their folders."""
+    """Train vectors for all layers, and write those of each third, of a coefficient of 1."""
+    whole = root / "vectors"
+    trainer = Steering(layers=tuple(range(num_blocks)))
+    outcome = train(trainer, written.load("train"), Run(model), whole)
+    tell(f"vectors: {dict(outcome.metrics)}")
     folders: dict[str, Path] = {}
     for name, layers in zip(SEGMENTS, np.array_split(np.arange(num_blocks), 3), strict=True):
+        vectors = outcome.tensors["vectors"][layers] * (num_blocks / len(layers))
         folders[name] = root / f"vectors-{name}"
-        trainer = Steering(layers=tuple(layers.tolist()))
-        outcome = train(trainer, written.load("train"), Run(model), folders[name])
-        tell(f"{name} layers: {dict(outcome.metrics)}")
+        rewrite(whole, folders[name], vectors, layers=layers.tolist())
     return folders
 
 
 def random_twin(folder: Path, out: Path, *, seed: int = 0) -> Path:
     """Write vectors of random directions and the same lengths, and return their folder."""
-    trained = Trained.read(folder)
     vectors = load_file(folder / TENSORS)["vectors"]
     drawn = np.random.default_rng(seed).normal(size=vectors.shape)
     lengths = [np.linalg.norm(of, axis=1, keepdims=True) for of in (vectors, drawn)]
+    rewrite(folder, out, drawn * lengths[0] / lengths[1])
+    return out
+
+
+def rewrite(folder: Path, out: Path, vectors: Array, **fields: object) -> None:
+    """Write an artifact with other vectors and fields."""
+    trained = Trained.read(folder)
     save_trained(
         out,
         method=trained.method,
         model_id=trained.model_id,
-        tensors={"vectors": (drawn * lengths[0] / lengths[1]).astype(np.float32)},
-        fields=trained.fields,
-        provenance={"lengths_of": trained.sha256},
-        card="Random vectors, to compare with.\n",
+        tensors={"vectors": vectors.astype(np.float32)},
+        fields={**trained.fields, **fields},
+        provenance={"made_of": trained.sha256},
+        card="Vectors for a benchmark.\n",
     )
-    return out
 
 
 class Measured:
