@@ -54,8 +54,15 @@ def _candidate_reranking(model: LoadedModel) -> Content:
     return arrays, {"layer": -1, "site": "final_norm", "sign": 1}
 
 
+def _steering(model: LoadedModel) -> Content:
+    vectors = np.random.default_rng(0).normal(size=(2, model.parts.d_model))
+    fields = {"layers": [1, 2], "from_position": "user_end"}
+    return {"vectors": vectors.astype(np.float32)}, fields
+
+
 MADE: Mapping[str, Callable[[LoadedModel], Content]] = {
     "candidate_reranking": _candidate_reranking,
     "refusal_head": _refusal_head,
+    "steering": _steering,
 }
 """By responder: what a trainer would have left."""

@@ -1,5 +1,6 @@
 """Examples run as they stand, on a tiny model."""
 
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -41,3 +42,20 @@ def test_safeswitch_answers_what_its_detector_flags(
     assert len(lines) == 12
     assert all(line.startswith(("safe: ", "unsafe: ")) for line in lines)
     assert all(": pass: " in line or ": refusal_head: " in line for line in lines)
+
+
+@pytest.mark.slow
+def test_steering_turns_every_prompt_one_way_or_the_other(
+    model_path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("DEMUR_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(sys, "argv", ["steering.py", str(model_path)])
+    with on_one_thread():
+        runpy.run_path(str(EXAMPLES / "steering.py"))
+    printed = capsys.readouterr().out
+    routes = re.findall(r"^(\w+) -?\d\.\d+ ", printed, re.MULTILINE)
+    assert len(routes) == 2
+    assert set(routes) <= {"steer_to_refusal", "soften"}

@@ -14,6 +14,13 @@ from demur.core.types import Prompt
 FromPosition = Literal["last", "user_end"]
 
 
+def first_position(prompt: Prompt, start: FromPosition) -> int:
+    """Return the last position of a prompt, or of its last user turn where there is one."""
+    if start == "user_end" and (turns := prompt.spans_of("user")):
+        return turns[-1].stop - 1
+    return len(prompt) - 1
+
+
 class Kept(NamedTuple):
     """How much of a prefill survives: the blocks below one, and the positions before one."""
 
@@ -91,9 +98,7 @@ class AddVectors:
 
     def first_position(self, prompt: Prompt) -> int:
         """Return the first position of a prompt whose states are changed."""
-        if self.from_position == "user_end" and (turns := prompt.spans_of("user")):
-            return turns[-1].stop - 1
-        return len(prompt) - 1
+        return first_position(prompt, self.from_position)
 
     def keeps(self, prompt: Prompt) -> Kept:
         """Keep the positions before the first that is changed, which is read again."""
