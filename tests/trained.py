@@ -43,5 +43,16 @@ def _refusal_head(model: LoadedModel) -> Content:
     return {"head": rng.normal(size=shape).astype(np.float16)}, {}
 
 
-MADE: Mapping[str, Callable[[LoadedModel], Content]] = {"refusal_head": _refusal_head}
+def _soft_prompt(model: LoadedModel) -> Content:
+    text = "Be careful."
+    num_tokens = len(model.tokenizer(text, add_special_tokens=False)["input_ids"])
+    rng = np.random.default_rng(1)
+    embeddings = rng.normal(size=(num_tokens, model.parts.d_model)).astype(np.float32)
+    return {"embeddings": embeddings}, {"text": text}
+
+
+MADE: Mapping[str, Callable[[LoadedModel], Content]] = {
+    "refusal_head": _refusal_head,
+    "soft_prompt": _soft_prompt,
+}
 """By responder: what a trainer would have left."""
