@@ -100,7 +100,7 @@ def test_a_logit_minimises_the_cross_entropy_of_soft_labels(
 
 
 def test_the_losses_are_those_of_the_paper(drawn: tuple[Array, Array, Array]) -> None:
-    states, soft, harmless = drawn
+    states, _, harmless = drawn
     behaviour = behaviour_of(*drawn)
     moved = states + np.random.default_rng(1).normal(size=states.shape)
     found = behaviour.losses(torch.tensor(moved), torch.tensor(states), torch.tensor(harmless))
