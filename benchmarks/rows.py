@@ -57,8 +57,13 @@ def shipped_rows(data: DemurData) -> Selection:
     return selection
 
 
-def research_rows(data: DemurData) -> Selection:
-    """Return rows of all sets, non-commercial ones included, and demur's own sets."""
+def research_rows(data: DemurData, *, most: int | None = TRAIN_ROWS) -> Selection:
+    """Return rows of all sets, non-commercial ones included, and demur's own sets.
+
+    Args:
+        data: The collection.
+        most: Training prompts of one public set and label; None takes the balanced selection whole.
+    """
     selection = Selection(
         "research",
         [*starter.load("train"), *written.load("train")],
@@ -66,15 +71,22 @@ def research_rows(data: DemurData) -> Selection:
         "the benign validation prompts of all sets and of demur's own",
     )
     for name in data.sets:
-        _add(selection, data, name, small=True)
+        _add(selection, data, name, small=True, most=most)
     require_both_labels(selection.train)
     return selection
 
 
-def _add(selection: Selection, data: DemurData, name: str, *, small: bool) -> None:
+def _add(
+    selection: Selection,
+    data: DemurData,
+    name: str,
+    *,
+    small: bool,
+    most: int | None = TRAIN_ROWS,
+) -> None:
     """Add some prompts of a public set."""
     train, val = (data.load(name, (split,), small=small) for split in ("train", "val"))
-    selection.train.extend(limited(train, TRAIN_ROWS, seed=0))
+    selection.train.extend(limited(train, most, seed=0))
     selection.val.extend(limited(val, VAL_ROWS, seed=0))
 
 

@@ -109,17 +109,33 @@ class ForcedReplies:
     def tokens(self, pieces: Sequence[str], is_ended: bool) -> list[int]:
         """Return the tokens of a reply by their texts, with the one that ends it.
 
-        Where a text is not one token's, as with parts of a character, the tokenizer cuts the whole.
+        Tokens that begin a character have no text until the one that completes it: these are cut by
+        the tokenizer, and if that gives another number of them, so is the whole reply.
         """
         texts = pieces[:-1] if is_ended else pieces
-        ids = [self._ids.get(text, -1) for text in texts]
-        if -1 in ids:
-            ids = self._tokenizer("".join(texts), add_special_tokens=False)["input_ids"]
+        ids: list[int] = []
+        num_open = 0
+        for text in texts:
+            if not text:
+                num_open += 1
+                continue
+            known = [] if num_open or text not in self._ids else [self._ids[text]]
+            cut = known or self._cut(text)
+            if len(cut) != num_open + 1:
+                break
+            ids += cut
+            num_open = 0
+        if len(ids) != len(texts):
+            ids = self._cut("".join(texts))
         return [*ids, self._tokenizer.eos_token_id] if is_ended else ids
+
+    def _cut(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
 
     def count(self, text: str) -> int:
         """Return how many tokens a text has."""
-        return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        return len(self._cut(text))
 
     @torch.inference_mode()
     def __call__(self, number: int, pieces: tuple[str, ...], is_ended: bool) -> float:

@@ -43,11 +43,11 @@ def made(name: str, *, limit: int) -> Study:
 
 
 def all_sizes(data: DemurData) -> StudySets:
-    """Return the rows of the other benchmarks, some 3,900 prompts a class to fit on.
+    """Return the rows of the other benchmarks, and all of the balanced selection to fit on.
 
-    They share readings with these, and the embedded model can take them all.
+    That is over 6,000 prompts a class; the embedded model can take them all.
     """
-    rows = research_rows(data)
+    rows = research_rows(data, most=None)
     suite = test_suite()
     tests: dict[str, list[Example]] = {}
     for of in suite.sets:
@@ -88,7 +88,7 @@ def main() -> None:
         default=",".join(STUDIES),
         help=f"names with commas, also {' and '.join(OF_PACKAGED)}, of the packaged detector",
     )
-    parser.add_argument("--all-sizes", action="store_true", help="sample sizes up to 3,000 a class")
+    parser.add_argument("--all-sizes", action="store_true", help="sample sizes up to 6,000 a class")
     parser.add_argument("--out", type=Path, default=RESULTS, help="the folder for results")
     options = parser.parse_args()
     data = str(DemurData().folder)

@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from demur.cli import _options as options
+from demur.cli._responders import compare_responders
 from demur.cli._session import capture_progress, load_engine, stderr
 from demur.core.errors import ConfigError, MissingPackageError
 from demur.core.registry import import_named
@@ -54,6 +55,12 @@ Limit = Annotated[
 Draws = Annotated[
     int, typer.Option("--draws", min=1, help="Of the bootstrap: more make intervals steadier.")
 ]
+CompareResponders = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--responders", "-r", help="Compare the replies of these behind the detector; repeats."
+    ),
+]
 HasReport = Annotated[bool, typer.Option("--report/--no-report", help="Write report.html.")]
 AsJson = Annotated[bool, typer.Option("--json", help="The results as JSON on standard output.")]
 
@@ -64,6 +71,7 @@ def evaluate_detectors(
     out: Out,
     *,
     detector: options.Detectors = None,
+    responders: CompareResponders = None,
     model: Models = None,
     dtype: options.Dtype = "auto",
     limit: Limit = 0,
@@ -73,14 +81,23 @@ def evaluate_detectors(
 ) -> None:
     """Measure detectors on every set of a suite, at their frozen thresholds, side by side.
 
-    With several models, each detector judges the models that it was fitted on.
+    With several models, each detector judges the models that it was fitted on. With --responders
+    the replies are measured instead: of the model by itself and under each responder, for every
+    prompt, behind the detector, behind an oracle, and at random; see docs/replies.md.
 
     Example: demur evaluate --suite starter --detector pretrained --out evaluation
 
     Example: demur evaluate --suite prompts -d linear -d mlp --limit 200 --out evaluation
+
+    Example: demur evaluate --suite starter --responders steering:my-vectors --out replies
     """
     if out.is_file():
         raise ConfigError(f"--out {out} is a file: name a folder")
+    if responders:
+        compare_responders(
+            suite, responders, detectors=detector, models=model, dtype=dtype, limit=limit, out=out
+        )
+        return
     if has_report:
         _require_report()
     models, detectors = model or ["embedded"], detector or ["pretrained"]

@@ -52,3 +52,23 @@ class FlaggedTo:
         else:
             is_flagged = all(flags) if self.when == "all" else any(flags)
         return self.responder if is_flagged else PASS
+
+
+@dataclass(frozen=True)
+class Always:
+    """Sends every prompt to one responder, whatever the verdicts: to compare with.
+
+    >>> Always("fixed_reply")([Verdict("linear", 1.0, 0.9, 0.5, flagged=False)])
+    'fixed_reply'
+    """
+
+    responder: str
+
+    @property
+    def responders(self) -> frozenset[str]:
+        """The names that the route can return besides `pass`."""
+        return frozenset({self.responder})
+
+    def __call__(self, verdicts: Sequence[Verdict]) -> str:
+        """Return the responder's name."""
+        return self.responder

@@ -1,0 +1,146 @@
+"""The prompts on which responders are compared, and their replies, drawn once for all benchmarks.
+
+None of the prompts was fitted, trained or calibrated on: they are of the collection's sets that are
+kept for tests. They have been looked at before, and count as development.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from demur.core.examples import Example
+from demur.core.readings import Array
+from demur.core.types import Chat
+from demur.datasets.demur_data import DemurData
+from demur.engines.transformers import TransformersEngine
+from demur.guard.calibrated import CalibratedDetector
+from demur.guard.kept_replies import KeptReply
+from demur.guard.loading import load_detector
+from demur.studies._answers import Answers
+from demur.studies._cases import Cases, Role
+from demur.studies._outcomes import Labelling, Outcomes
+
+MAX_CHARACTERS = 1200
+NOT_REQUESTS = frozenset({"copyright"})
+"""Categories of unsafe prompts that are no hazard in the usual sense."""
+
+CHOSEN: Mapping[Role, Mapping[str, tuple[str, str, int]]] = {
+    "unsafe": {
+        "strongreject": ("test_ood", "unsafe", 40),
+        "harmbench": ("test_ood", "unsafe", 30),
+        "jailbreakbench": ("test_ood", "unsafe", 20),
+        "malicious_instruct": ("test_ood", "unsafe", 20),
+        "xstest": ("test_ood", "unsafe", 20),
+        "jbb_artifacts": ("test_ood", "unsafe", 20),
+    },
+    "look_alike": {
+        "xstest": ("test_ood", "safe", 75),
+        "oktest": ("test_ood", "safe", 35),
+        "coconot_eval": ("test_ood", "safe", 40),
+    },
+    "ordinary": {
+        "alpaca_eval": ("utility", "safe", 75),
+        "truthfulqa": ("utility", "safe", 25),
+        "gsm8k_test": ("utility", "safe", 20),
+        "mmlu_500": ("utility", "safe", 15),
+        "humaneval": ("utility", "safe", 15),
+    },
+}
+"""By role and set: split, label and number of prompts; 150 a role."""
+
+
+def tell(news: str) -> None:
+    """Say how far it is, on standard error."""
+    sys.stderr.write(f"{news}\n")
+
+
+def held_out_cases(data: DemurData, *, share: float = 1.0, seed: int = 0) -> Cases:
+    """Return the prompts in their roles.
+
+    Args:
+        data: The collection.
+        share: Of each set's prompts, over 0 to 1.
+        seed: Of the draw.
+    """
+    examples: list[Example] = []
+    roles: list[Role] = []
+    for role, sets in CHOSEN.items():
+        for name, (split, label, number) in sets.items():
+            found = [
+                example
+                for example in data.load(name, (split,))
+                if example.label == label
+                and len(example.chat.last_user_text) <= MAX_CHARACTERS
+                and example.category not in NOT_REQUESTS
+            ]
+            order = np.random.default_rng(seed).permutation(len(found))
+            chosen = [found[row] for row in order[: max(1, round(share * number))]]
+            examples += chosen
+            roles += [role] * len(chosen)
+    return Cases(tuple(examples), np.array(roles, dtype=str))
+
+
+@dataclass
+class Arms:
+    """A model's replies to the prompts, by itself and under responders, with their outcomes.
+
+    Args:
+        model: As `--model` takes it.
+        cases: The prompts.
+        detector: The gate: an artifact's folder, or `pretrained`.
+        max_tokens: Of a reply.
+        labelling: Says what became of a reply.
+        dtype: Of the weights.
+        max_batch: Rows that decode together.
+    """
+
+    model: str
+    cases: Cases
+    detector: str = "pretrained"
+    max_tokens: int = 48
+    labelling: Labelling = field(
+        default_factory=lambda: Labelling(("reply_classifier", "refusal_match"))
+    )
+    dtype: str = "auto"
+    max_batch: int = 16
+
+    def __post_init__(self) -> None:
+        """Load the model and the gate."""
+        self.engine = TransformersEngine.load(
+            self.model,
+            dtype=self.dtype,
+            max_batch=self.max_batch,  # type: ignore[arg-type]
+        )
+        self.gate: CalibratedDetector = load_detector(self.detector, self.engine)
+        self.answers = Answers(self.engine, self.gate, self.max_tokens, tell)
+
+    @property
+    def chats(self) -> list[Chat]:
+        """The prompts, in order."""
+        return [example.chat for example in self.cases.examples]
+
+    def base_replies(self, rows: Sequence[int] | Array | None = None) -> list[KeptReply]:
+        """Return the model's own replies to the prompts in some rows, or to all."""
+        return self.answers.base(self._chats(rows))
+
+    def replies(self, responder: str, rows: Sequence[int] | Array | None = None) -> list[KeptReply]:
+        """Return the replies with a responder switched on for every prompt."""
+        return self.answers.always(responder, self._chats(rows))
+
+    def base(self) -> Outcomes:
+        """Return what became of the model's own replies."""
+        return self.labelling.label(self.chats, self.base_replies())
+
+    def under(self, responder: str) -> Outcomes:
+        """Return what became of the replies with a responder switched on for every prompt."""
+        return self.labelling.label(self.chats, self.replies(responder))
+
+    def margins(self) -> Array:
+        """Return how far each prompt's score is over the gate's threshold, [prompt]."""
+        return self.answers.margins(self.chats)
+
+    def _chats(self, rows: Sequence[int] | Array | None) -> list[Chat]:
+        chats = self.chats
+        return chats if rows is None else [chats[int(row)] for row in rows]
