@@ -34,7 +34,7 @@ from demur.studies._arms import paired_change
 from demur.studies._cases import ROLES, Cases
 from demur.studies._outcomes import Outcomes
 from demur.trainers._measuring import harmless_of
-from demur.trainers.soft_prompt import Prepared, SoftPrompt
+from demur.trainers.soft_prompt import Prepared, SoftPromptTrainer
 from demur.workflows.train import train
 
 RESULTS = Path(__file__).parent / "results"
@@ -43,7 +43,7 @@ BASE, TEXT, SOFT = "no safety prompt", "the text", "the soft prompt"
 REPORTED_EVERY = 20
 
 
-class Keeping(SoftPrompt):
+class Keeping(SoftPromptTrainer):
     """Keeps what it prepared, so that other soft prompts are trained on the same."""
 
     loaded: LoadedModel
@@ -96,7 +96,7 @@ def states(
     prepared = trained.prepared
     harmless = harmless_of(prepared.train)
     shuffled = np.random.default_rng(run.seed).permutation(harmless)
-    free = SoftPrompt(**{**trained.hyper_parameters(), "rest_weight": 0.0})
+    free = SoftPromptTrainer(**{**trained.hyper_parameters(), "rest_weight": 0.0})
     like = prepared.reader.initial()
     found = {
         "trained": torch.tensor(outcome.tensors["embeddings"]).to(like),

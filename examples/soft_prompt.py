@@ -12,14 +12,14 @@ from demur.core.types import Sampling
 from demur.datasets import jsonl, written
 from demur.engines.transformers import TransformersEngine
 from demur.guard import Guard
-from demur.trainers.soft_prompt import SoftPrompt
+from demur.trainers.soft_prompt import SoftPromptTrainer
 from demur.workflows.train import train
 
 model, detector, labelled = sys.argv[1:] or ("embedded", "pretrained", written.PATH)
 examples = [row for row in jsonl.load(Path(labelled)) if row.split in (None, "train")]
 
 with TemporaryDirectory() as folder:
-    trainer = SoftPrompt(num_prompts=24, steps=12)
+    trainer = SoftPromptTrainer(num_prompts=24, steps=12)
     outcome = train(trainer, examples, Run(model), Path(folder) / "mine")
     for name, value in outcome.metrics.items():
         print(f"{name}: {value:.3f}")

@@ -9,7 +9,7 @@ import pytest
 
 from demur.datasets import written
 from demur.modeling.load import load
-from demur.trainers.soft_prompt import SoftPrompt
+from demur.trainers.soft_prompt import SoftPromptTrainer
 from tests.model_folder import CommandLine, Workplace, assert_one_line, write_texts
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "soft_prompt.py"
@@ -67,7 +67,7 @@ def test_the_example_runs(
 @pytest.mark.slow
 def test_the_default_text_has_at_most_25_tokens() -> None:
     tokenizer = load().tokenizer
-    assert len(tokenizer(SoftPrompt().text, add_special_tokens=False)["input_ids"]) <= 25
+    assert len(tokenizer(SoftPromptTrainer().text, add_special_tokens=False)["input_ids"]) <= 25
 
 
 @pytest.mark.slow

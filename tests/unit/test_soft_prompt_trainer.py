@@ -31,14 +31,14 @@ from demur.trainers._drawing import draw
 from demur.trainers._judging import Moves, require_better_than_chance, require_no_attack
 from demur.trainers._measuring import Measured, harmless_of, measure
 from demur.trainers._prompt_tuning import Tuning, batches, tune
-from demur.trainers.soft_prompt import Prepared, SoftPrompt
+from demur.trainers.soft_prompt import Prepared, SoftPromptTrainer
 from demur.workflows.train import train
 from tests.interventions import next_logits, state_hash
 from tests.model_folder import labelled_prompts, save_model
 from tests.tiny import tiny
 
 D_MODEL = 32
-SMALL = SoftPrompt(
+SMALL = SoftPromptTrainer(
     text="Be careful.", num_prompts=24, steps=20, batch_size=8, learning_rate=0.01, max_tokens=128
 )
 TUNING = Tuning(20, 8, 0.01, 0.01, 0.001)
@@ -344,7 +344,7 @@ def test_what_moves_by_chance_is_no_attack() -> None:
 )
 def test_values_out_of_range_are_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        SoftPrompt(**changes)  # type: ignore[arg-type]  # wrong on purpose
+        SoftPromptTrainer(**changes)  # type: ignore[arg-type]  # wrong on purpose
 
 
 def replies(engine: TransformersEngine, interventions: Sequence[object]) -> list[list[int]]:

@@ -37,11 +37,11 @@ from demur.trainers._judging import Moves, require_better_than_chance, require_n
 from demur.trainers._measuring import DETAILED, SHORT, harmless_of, measure
 from demur.trainers._prompt_tuning import Step, Tuning, tune
 
-__all__ = ["SoftPrompt"]
+__all__ = ["SoftPromptTrainer"]
 
 
 @dataclass
-class SoftPrompt(Trainer):
+class SoftPromptTrainer(Trainer):
     """Trains a soft prompt for one model."""
 
     text: str = (
