@@ -26,9 +26,9 @@ def report(found: Found) -> str:
         "## What it learnt from",
         "",
         f"Held-out AUROC of the compliance logit {metrics['auroc_compliance']:.3f}, of the "
-        f"harmlessness logit {metrics['auroc_harmlessness']:.3f}. Mean soft label of compliance: "
-        f"{metrics['compliance_unsafe']:.2f} of unsafe training prompts, "
-        f"{metrics['compliance_safe']:.2f} of safe ones. The loss went from "
+        f"harmlessness logit {metrics['auroc_harmlessness']:.3f}. Mean log-odds of compliance: "
+        f"{metrics['log_odds_unsafe']:.2f} of unsafe training prompts, "
+        f"{metrics['log_odds_safe']:.2f} of safe ones. The loss went from "
         f"{found['curve'][0]:.3f} to {_mean(found['curve'][-5:]):.3f} (mean of the last 5 steps). "
         f"{found['num_trained']:,} numbers were trained; the hash of all weights of the model is "
         f"{'the same' if found['is_frozen'] else 'NOT the same'} before and after.",

@@ -13,7 +13,14 @@ from demur.trainers.soft_prompt import SoftPromptTrainer
 from tests.model_folder import CommandLine, Workplace, assert_one_line, write_texts
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "soft_prompt.py"
-SMALL = ("num_prompts=24", "steps=4", "batch_size=4", "max_tokens=128", "text=Be careful.")
+SMALL = (
+    "num_prompts=24",
+    "steps=4",
+    "batch_size=4",
+    "max_tokens=128",
+    "num_components=12",
+    "text=Be careful.",
+)
 
 
 def small() -> list[str]:

@@ -22,14 +22,13 @@ from demur.core.training import Progress, Run
 from demur.core.types import Chat, Sampling
 from demur.engines.transformers import TransformersEngine
 from demur.guard.responding import load_responder
-from demur.modeling.likelihood import Likelihood
 from demur.modeling.load import LoadedModel
 from demur.modeling.soft_prompts import SoftPromptReader
 from demur.trainers._behaviour import Behaviour
-from demur.trainers._compliance import COMPLIANCES, REFUSALS, compliance
+from demur.trainers._compliance import Openings
 from demur.trainers._drawing import draw
 from demur.trainers._judging import Moves, require_better_than_chance, require_no_attack
-from demur.trainers._measuring import Measured, harmless_of, measure
+from demur.trainers._measuring import Measured, harmless_of, measure, soft_labels
 from demur.trainers._prompt_tuning import Tuning, batches, tune
 from demur.trainers.soft_prompt import Prepared, SoftPromptTrainer
 from demur.workflows.train import train
@@ -39,7 +38,13 @@ from tests.tiny import tiny
 
 D_MODEL = 32
 SMALL = SoftPromptTrainer(
-    text="Be careful.", num_prompts=24, steps=20, batch_size=8, learning_rate=0.01, max_tokens=128
+    text="Be careful.",
+    num_prompts=24,
+    steps=20,
+    batch_size=8,
+    learning_rate=0.01,
+    num_components=12,
+    max_tokens=128,
 )
 TUNING = Tuning(20, 8, 0.01, 0.01, 0.001)
 
@@ -244,41 +249,51 @@ def test_batches_are_half_unsafe_and_go_round() -> None:
     assert sorted(unsafe) == np.flatnonzero(harmless == 0).tolist()
 
 
-def test_compliance_is_the_share_of_the_probability_of_its_openings() -> None:
-    model, chat = tiny(), Chat.from_text("Tell me a story.")
-    prompt = TransformersEngine(model).render(chat).token_ids
+def test_log_odds_are_those_of_the_beginnings_of_openings() -> None:
+    model, some = tiny(), examples()[:3]
+    engine, openings = TransformersEngine(model), Openings.of(model.tokenizer)
+    found = measure(model, some, (None, "Be careful."), lambda progress: None)
+    chats = [of.chat for of in some] + [of.chat.with_safety_prompt("Be careful.") for of in some]
 
-    def probability(opening: str) -> float:
-        ids = model.tokenizer(opening, add_special_tokens=False)["input_ids"]
+    def probability(ids: Sequence[int], start: tuple[int, ...]) -> float:
         steps = [
-            torch.softmax(next_logits(model, [*prompt, *ids[:at]]).double(), -1)[token]
-            for at, token in enumerate(ids)
+            torch.softmax(next_logits(model, [*ids, *start[:at]]).double(), -1)[token]
+            for at, token in enumerate(start)
         ]
         return float(torch.stack(steps).prod())
 
-    complied, refused = (sum(map(probability, texts)) for texts in (COMPLIANCES, REFUSALS))
-    expected = complied / (complied + refused)
-    assert compliance(Likelihood(model), chat) == pytest.approx(expected, rel=1e-3)
+    for row, chat in enumerate(chats):
+        ids = engine.render(chat).token_ids
+        complied, refused = (
+            sum(probability(ids, start) for start in starts)
+            for starts in (openings.compliances, openings.refusals)
+        )
+        assert found.log_odds[row] == pytest.approx(np.log(complied / refused), abs=1e-4)
+        state = model.parts.body(torch.tensor([ids]), use_cache=False)[0][0, -1]
+        np.testing.assert_allclose(found.states[row], state.numpy(), atol=1e-4)
+    assert found.harmless.tolist() == [0, 1, 0] * 2
 
 
-def test_no_opening_begins_another_one() -> None:
-    openings = (*REFUSALS, *COMPLIANCES)
-    clashes = [(a, b) for a in openings for b in openings if a != b and b.startswith(a)]
-    assert clashes == []
+def test_what_begins_refusals_and_compliance_alike_is_left_out() -> None:
+    tokenizer = tiny().tokenizer  # of bytes: Sure and Sorry begin alike
+    openings = Openings.of(tokenizer)
+    (s,), (either, apostrophe), (u,) = (
+        tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("S", "I'", "U")
+    )
+    starts = {*openings.refusals, *openings.compliances}
+    assert (s,) not in starts
+    assert (either, apostrophe) not in starts
+    assert (u,) in openings.refusals
+    assert not set(openings.refusals) & set(openings.compliances)
+    assert all(len(of) == 1 or of[0] == either for of in starts)
 
 
-def test_states_are_read_under_each_safety_prompt() -> None:
-    some = examples()[:3]
-    measured = measure(tiny(), some, (None, "Be careful."), lambda progress: None)
-    engine = TransformersEngine(tiny())
-    chats = [of.chat for of in some] + [of.chat.with_safety_prompt("Be careful.") for of in some]
-    for chat, state in zip(chats, measured.states, strict=True):
-        ids = torch.tensor([engine.render(chat).token_ids])
-        with torch.no_grad():
-            expected = tiny().parts.body(ids, use_cache=False)[0][0, -1]
-        np.testing.assert_allclose(state, expected.numpy(), atol=1e-4)
-    assert measured.harmless.tolist() == [0, 1, 0] * 2
-    assert measured.compliance.shape == (6,)
+def test_soft_labels_have_a_spread_whatever_the_model_does() -> None:
+    hardly_refuses = np.array([8.0, 8.5, 9.0, 9.5])
+    labels = soft_labels(hardly_refuses)
+    np.testing.assert_allclose(labels, expit((hardly_refuses - 8.75) / hardly_refuses.std()))
+    with pytest.raises(DataError, match="the same for all 4 prompts"):
+        soft_labels(np.ones(4))
 
 
 def test_no_group_is_on_both_sides_and_labels_are_even() -> None:
@@ -390,8 +405,8 @@ def test_a_whole_training_leaves_an_artifact_that_says_how_well_it_went(tmp_path
     assert outcome.tensors["embeddings"].shape == (len(SMALL.text), D_MODEL)
     assert {
         "auroc_compliance", "auroc_harmlessness", "auroc_shift", "shift_unsafe", "shift_safe",
-        "drift", "compliance_unsafe", "compliance_safe",
+        "drift", "log_odds_unsafe", "log_odds_safe",
     } == set(outcome.metrics)  # fmt: skip
     assert len(outcome.curve) == SMALL.steps
-    assert {of.stage for of in seen} == {"soft labels", "training"}
+    assert {of.stage for of in seen} == {"states", "training"}
     assert seen[-1].done == seen[-1].total == SMALL.steps

@@ -11,7 +11,6 @@ from demur.core.errors import DataError
 from demur.core.readings import Array
 from demur.core.types import Chat
 from demur.modeling.chat import ChatRenderer
-from demur.modeling.last_logits import last_only
 from demur.modeling.load import LoadedModel
 
 
@@ -19,7 +18,7 @@ class Likelihood:
     """Log-probabilities of replies.
 
     Chats are read one at a time, so that no value depends on another chat; the replies to one chat
-    share its keys and values, and those of more than one token are read side by side.
+    share its keys and values, and are read side by side.
 
     Args:
         loaded: The model; it is never changed.
@@ -70,25 +69,20 @@ class Likelihood:
     def _logits(self, prompt: Sequence[int], replies: Sequence[Sequence[int]]) -> list[Tensor]:
         """Return the logits [token, vocabulary] before each token of each reply."""
         cache = DynamicCache(config=self._loaded.model.config)
-        only_last = last_only(len(prompt), device=self._loaded.device)
-        first = self._run([prompt], cache, keep=only_last)[0]  # [1, vocabulary]
-        longer = [ids for ids in replies if len(ids) > 1]
-        if not longer:
+        first = self._run([prompt], cache, keep=1)[0]  # [1, vocabulary]
+        rest = max(len(ids) for ids in replies) - 1
+        if not rest:
             return [first for _ in replies]
-        if len(longer) > 1:
-            cache.batch_repeat_interleave(len(longer))
+        if len(replies) > 1:
+            cache.batch_repeat_interleave(len(replies))
         # Padding stands to the right, where attention to what came before never sees it.
-        rest = max(map(len, longer)) - 1
-        padded = [[*ids[:-1], *[ids[-1]] * (rest + 1 - len(ids))] for ids in longer]
-        later = iter(self._run(padded, cache, keep=rest))  # [reply, token, vocabulary]
+        padded = [[*ids[:-1], *[ids[-1]] * (rest + 1 - len(ids))] for ids in replies]
+        later = self._run(padded, cache, keep=rest)  # [reply, token, vocabulary]
         return [
-            torch.cat([first, next(later)[: len(ids) - 1]]) if len(ids) > 1 else first
-            for ids in replies
+            torch.cat([first, row[: len(ids) - 1]]) for row, ids in zip(later, replies, strict=True)
         ]
 
-    def _run(
-        self, ids: Sequence[Sequence[int]], cache: DynamicCache, *, keep: int | Tensor
-    ) -> Tensor:
+    def _run(self, ids: Sequence[Sequence[int]], cache: DynamicCache, *, keep: int) -> Tensor:
         output = self._loaded.model(
             input_ids=torch.tensor([list(row) for row in ids], device=self._loaded.device),
             past_key_values=cache,

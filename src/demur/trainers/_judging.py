@@ -72,7 +72,7 @@ def require_better_than_chance(behaviour: Behaviour, held_out: Measured) -> dict
     """
     states = torch.tensor(held_out.states).to(behaviour.mean)
     positives = {
-        "compliance": held_out.compliance > np.median(held_out.compliance),
+        "compliance": held_out.log_odds > np.median(held_out.log_odds),
         "harmlessness": held_out.harmless == 1,
     }
     return {

@@ -1,20 +1,21 @@
-"""Reads what a soft prompt is trained on: states and soft labels under several safety prompts."""
+"""Reads what a soft prompt is trained on: states and log-odds of compliance."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from scipy.special import expit
 
+from demur.core.errors import DataError
 from demur.core.examples import Example
 from demur.core.readings import Array
 from demur.core.training import Progress, Report
 from demur.core.types import Chat
 from demur.modeling.chat import ChatRenderer
 from demur.modeling.fast_capture import FastCapture
-from demur.modeling.likelihood import Likelihood
 from demur.modeling.load import LoadedModel
-from demur.modeling.soft_prompts import LAST
-from demur.trainers._compliance import compliance
+from demur.trainers._compliance import BOTH_STATES, Openings
 
 SHORT = "Be helpful, honest and harmless."
 DETAILED = (
@@ -31,8 +32,8 @@ class Measured:
 
     states: Array
     """[prompt, d_model], normed, at the last token, float32."""
-    compliance: Array
-    """[prompt], from 0 to 1."""
+    log_odds: Array
+    """[prompt], that the model complies."""
     harmless: Array
     """[prompt], 1 for safe prompts and 0 for unsafe ones."""
 
@@ -56,24 +57,44 @@ def measure(
     Raises:
         DataError: A prompt is too long under one of them.
     """
-    chats = [[_under(example.chat, text) for example in examples] for text in texts]
-    states = np.concatenate([_states(loaded, of_text) for of_text in chats])
-    likelihood, found = Likelihood(loaded), []
-    for chat in [chat for of_text in chats for chat in of_text]:
-        found.append(compliance(likelihood, chat))
-        report(Progress("soft labels", len(found), len(states)))
-    return Measured(states, np.array(found), np.tile(harmless_of(examples), len(texts)))
+    found = []
+    for number, text in enumerate(texts, 1):
+        found.append(_read(loaded, [_under(example.chat, text) for example in examples]))
+        report(Progress("states", number, len(texts)))
+    states, log_odds = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
+    return Measured(states, log_odds, np.tile(harmless_of(examples), len(texts)))
 
 
 def _under(chat: Chat, text: str | None) -> Chat:
     return chat if text is None else chat.with_safety_prompt(text)
 
 
-def _states(loaded: LoadedModel, chats: Sequence[Chat]) -> Array:
-    """Return the normed states [chat, d_model] at the last tokens."""
+def soft_labels(log_odds: Array) -> Array:
+    """Return log-odds [prompt], standardised and mapped to 0..1.
+
+    Raises:
+        DataError: They are all the same.
+    """
+    spread = log_odds.std()
+    if not spread > 0:
+        raise DataError(
+            f"the log-odds of compliance are the same for all {len(log_odds)} prompts: there is "
+            "nothing to learn; use other prompts, or another model"
+        )
+    labels: Array = expit((log_odds - log_odds.mean()) / spread)
+    return labels
+
+
+@torch.inference_mode()
+def _read(loaded: LoadedModel, chats: Sequence[Chat]) -> tuple[Array, Array]:
+    """Return the normed states [chat, d_model] at the last tokens, and the log-odds [chat]."""
     renderer = ChatRenderer(loaded.tokenizer, name=loaded.model_id.name)
-    prompts = [renderer.render(chat) for chat in chats]
+    openings, head = Openings.of(loaded.tokenizer), loaded.model.get_output_embeddings()
+    prompts = [renderer.render(chat).with_reply([openings.either]) for chat in chats]
     states = np.empty((len(chats), loaded.parts.d_model), np.float32)
-    for rows, readings in FastCapture(loaded.parts, [LAST], prompts).read(prompts):
-        states[rows] = np.asarray(readings.values[LAST])[:, 0]
-    return states
+    log_odds = np.empty(len(chats))
+    for rows, readings in FastCapture(loaded.parts, [BOTH_STATES], prompts).read(prompts):
+        both = np.asarray(readings.values[BOTH_STATES])[:, 0]  # [chat, 2, d_model]
+        logits = head(torch.tensor(both).to(head.weight))
+        states[rows], log_odds[rows] = both[:, 0], openings.log_odds(logits).cpu().numpy()
+    return states, log_odds

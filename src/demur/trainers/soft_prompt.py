@@ -9,13 +9,14 @@ everything else in the states stays where it is.
 Paper: Zheng et al., On Prompt-Driven Safeguarding for Large Language Models (2024), arXiv
 2401.18018: DRO, L = L_r + 0.01 L_h + 0.001 L_U.
 
-Differs: a prompt's compliance is not counted in sampled replies, but is the probability of openings
-of compliance as a share of theirs and of refusals' (English, so English prompts are drawn). The
-logistic models are penalised (C = 1) on coordinates of unit variance, in place of an average of ten
-that are stopped early; both must be better than chance on held-out prompts. L_U is in units of the
-spread of prompts outside the four components, so that its weight does not depend on the model.
-Batches hold as many unsafe as safe prompts; 80 prompts, 50 steps and batches of 16 in place of 200,
-160 and 50.
+Differs: a prompt's compliance is not counted in sampled replies; it is the log-odds of openings of
+compliance against openings of refusals (English ones, so English prompts are drawn), standardised
+over prompts and safety prompts and mapped to 0..1, so that a model which hardly ever refuses has
+labels that differ, too. The logistic models are penalised (C = 1) on coordinates of unit variance,
+in place of an average of ten that are stopped early; both must be better than chance on held-out
+prompts. L_U is in units of the spread of prompts outside the four components, so that its weight
+does not depend on the model. Batches hold as many unsafe as safe prompts; 80 prompts, 50 steps and
+batches of 16 in place of 200, 160 and 50.
 """
 
 from collections.abc import Sequence
@@ -34,7 +35,7 @@ from demur.modeling.soft_prompts import SoftPromptReader
 from demur.trainers._behaviour import Behaviour
 from demur.trainers._drawing import draw
 from demur.trainers._judging import Moves, require_better_than_chance, require_no_attack
-from demur.trainers._measuring import DETAILED, SHORT, harmless_of, measure
+from demur.trainers._measuring import DETAILED, SHORT, harmless_of, measure, soft_labels
 from demur.trainers._prompt_tuning import Step, Tuning, tune
 
 __all__ = ["SoftPromptTrainer"]
@@ -45,8 +46,8 @@ class SoftPromptTrainer(Trainer):
     """Trains a soft prompt for one model."""
 
     text: str = (
-        "Help fully with harmless requests. Politely decline requests that could harm people, and "
-        "say why in a sentence."
+        "You are a helpful assistant. Always answer as safely as you can, and decline requests "
+        "that could cause harm."
     )
     """The safety prompt that training starts from; as many embeddings as it has tokens."""
     num_prompts: int = 40
@@ -124,7 +125,7 @@ class SoftPromptTrainer(Trainer):
         read = measure(loaded, train, (None, SHORT, self.text, DETAILED), run.report)
         behaviour = Behaviour.fit(
             read.states,
-            read.compliance,
+            soft_labels(read.log_odds),
             read.harmless,
             num_components=self.num_components,
             like=reader.initial(),
@@ -132,7 +133,7 @@ class SoftPromptTrainer(Trainer):
         judged_by = measure(loaded, held_out, (self.text,), run.report)
         metrics = require_better_than_chance(behaviour, judged_by)
         metrics |= {
-            f"compliance_{name}": float(read.compliance[read.harmless == label].mean())
+            f"log_odds_{name}": float(read.log_odds[read.harmless == label].mean())
             for name, label in (("unsafe", 0), ("safe", 1))
         }
         return Prepared(reader, behaviour, train, held_out, metrics)
