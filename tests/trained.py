@@ -60,9 +60,18 @@ def _steering(model: LoadedModel) -> Content:
     return {"vectors": vectors.astype(np.float32)}, fields
 
 
+def _soft_prompt(model: LoadedModel) -> Content:
+    text = "Be careful."
+    num_tokens = len(model.tokenizer(text, add_special_tokens=False)["input_ids"])
+    rng = np.random.default_rng(1)
+    embeddings = rng.normal(size=(num_tokens, model.parts.d_model)).astype(np.float32)
+    return {"embeddings": embeddings}, {"text": text}
+
+
 MADE: Mapping[str, Callable[[LoadedModel], Content]] = {
     "candidate_reranking": _candidate_reranking,
     "refusal_head": _refusal_head,
+    "soft_prompt": _soft_prompt,
     "steering": _steering,
 }
 """By responder: what a trainer would have left."""

@@ -27,6 +27,7 @@ from demur.modeling.draft import DraftHead
 from demur.modeling.editing import Addition
 from demur.modeling.load import LoadedModel
 from demur.modeling.reranking import Reranking
+from demur.modeling.soft_prompts import spliced
 from demur.modeling.tensors import Tensors
 from demur.modeling.tries import read_on
 
@@ -195,10 +196,6 @@ class Starter:
         longer = self._under(prompt, intervention.text)
         where = self._renderer.safety_prompt_span(longer, intervention.text)
         shape = (where.stop - where.start, self._loaded.parts.d_model)
-        embed = self._loaded.model.get_input_embeddings()
-        ids = torch.tensor(longer.token_ids, device=self._loaded.device)
-        embeddings = embed(ids).clone()
-        embeddings[where.start : where.stop] = self._tensors.get(
-            intervention.embeddings, shape=shape, dtype=embeddings.dtype
-        )
+        theirs = self._tensors.get(intervention.embeddings, shape=shape)
+        embeddings = spliced(self._loaded, longer.token_ids, where, theirs)
         return Start.of(self._passes.prefill(longer, embeddings=embeddings))
