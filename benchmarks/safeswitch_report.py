@@ -69,8 +69,8 @@ def _head(found: Mapping[str, Any]) -> Iterator[str]:
     metrics = head["metrics"]
     yield ""
     yield (
-        f"The head has {head['megabytes']:.0f} MB. Held-out refusals: {metrics['nll_refusals_before']:.2f} to "
-        f"{metrics['nll_refusals_after']:.2f} nats a token; the words of ordinary prompts: "
+        f"The head has {head['megabytes']:.0f} MB. Held-out refusals: "
+        f"{metrics['nll_refusals_before']:.2f} to {metrics['nll_refusals_after']:.2f} nats a token; the words of ordinary prompts: "
         f"{metrics['nll_ordinary_before']:.2f} to {metrics['nll_ordinary_after']:.2f}."
     )
 
