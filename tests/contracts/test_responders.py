@@ -11,6 +11,7 @@ import pytest
 from demur.core import registry
 from demur.core.errors import ConfigError
 from demur.core.interventions import Intervention
+from demur.core.preparing import ForeseeingResponder
 from demur.core.protocols import Responder
 from demur.core.results import PASS, Verdict
 from demur.core.types import Chat, Sampling
@@ -62,6 +63,14 @@ def test_the_same_chat_and_verdicts_give_the_same_intervention(make: MakeRespond
     used.respond(OTHER, ())
     assert used.respond(CHAT, VERDICTS) == first
     assert unused.respond(CHAT, VERDICTS) == first
+
+
+def test_what_it_foresees_is_what_it_returns(make: MakeResponder) -> None:
+    responder = make()
+    if not isinstance(responder, ForeseeingResponder):
+        pytest.skip("the responder decides by the verdicts")
+    assert responder.respond(CHAT, VERDICTS) in responder.returns
+    assert responder.respond(OTHER, ()) in responder.returns
 
 
 def test_its_needs_do_not_change_with_use(make: MakeResponder) -> None:

@@ -151,15 +151,13 @@ def test_a_windows_clock_runs_to_the_last_token() -> None:
     assert tokens_a_second(load_of(), count=len) == 0.0
 
 
-def test_the_parts_of_a_character_are_told_apart_by_what_completes_it() -> None:
+def test_the_parts_of_a_character_are_told_by_what_completes_it() -> None:
     engine = TransformersEngine(tiny())
-    ids = engine.loaded.tokenizer("a\u00e9b", add_special_tokens=False)["input_ids"]
+    tokenizer = engine.loaded.tokenizer
+    ids = tokenizer("a\u00e9b", add_special_tokens=False)["input_ids"]
     forced = ForcedReplies(engine, [])
-    assert forced.tokens(("a", "", "\u00e9", "b"), False) == ids
-    assert forced.tokens(("a", "", "\u00e9", "b", ""), True) == [
-        *ids,
-        engine.loaded.tokenizer.eos_token_id,
-    ]
+    assert forced.tokens(("a", "", "\u00e9", "b"), False) == [ids]
+    assert forced.tokens(("a", "", "\u00e9", "b", ""), True) == [[*ids, tokenizer.eos_token_id]]
 
 
 def test_ratios_are_paired_by_round() -> None:

@@ -132,6 +132,14 @@ class PrependEmbeddings:
 
 
 @dataclass(frozen=True)
+class Draft:
+    """A small network that guesses the state after a token, in place of a pass of the model."""
+
+    tensors: tuple[TensorRef, ...]
+    """All of it, by the names that `modeling.draft` gives its parts."""
+
+
+@dataclass(frozen=True)
 class RerankTokens:
     """Draw each token among the likeliest ones by the state that the model would be in after it.
 
@@ -148,6 +156,9 @@ class RerankTokens:
     """1 prefers states of a high score."""
     lm_weight: float = 0.0
     """Of the token's log-probability."""
+    draft: Draft | None = None
+    """Guesses the states that are scored; the model reads the chosen token alone. None: the model
+    reads all that are tried."""
 
     def __post_init__(self) -> None:
         """Refuse what no engine could carry out."""

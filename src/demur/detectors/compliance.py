@@ -115,9 +115,12 @@ class Compliance(Detector):
         rows, learnt = _learnt(targets)
         states = self._states(readings.take(rows))
         odds = self._odds(states, learnt, seed=seed)
-        return self._take({**self._fitted_to(states, learnt, seed=seed), "odds": odds})
+        fitted = self._fitted_to(states, learnt, c=self.c, seed=seed)
+        return self._take({**fitted, "odds": odds})
 
-    def _fitted_to(self, states: Array, learnt: Targets, *, seed: int) -> dict[str, Array]:
+    def _fitted_to(
+        self, states: Array, learnt: Targets, *, c: float, seed: int
+    ) -> dict[str, Array]:
         """Return the arrays of a fit to states [prompt, feature]."""
         # scikit-learn is loaded for a fit only: scoring needs NumPy.
         if self.head == "mlp":
@@ -133,7 +136,7 @@ class Compliance(Detector):
                 seed=seed,
             )
             return arrays
-        return _regression(states, learnt, c=self.c)
+        return _regression(states, learnt, c=c)
 
     def _odds(self, states: Array, learnt: Targets, *, seed: int) -> Array:
         """Return the slope and intercept that make log-odds of scores: those of held-out groups.
@@ -146,7 +149,9 @@ class Compliance(Detector):
             held = fold == number
             if len(np.unique(learnt.unsafe[~held])) < 2:
                 return np.array([1.0, 0.0])
-            fitted = self._fitted_to(states[~held], _taken(learnt, ~held), seed=seed)
+            # The penalty counts as much against fewer prompts as it does against all of them.
+            c = self.c * len(held) / int((~held).sum())
+            fitted = self._fitted_to(states[~held], _taken(learnt, ~held), c=c, seed=seed)
             scores[held] = self._scores(fitted, states[held])
         found = _regression(scores[:, None], learnt, c=1.0)
         return np.array([max(float(found["weights"][0]), LEAST_SLOPE), float(found["bias"][0])])
