@@ -18,6 +18,7 @@ from demur.engines.transformers import TransformersEngine
 from demur.guard.calibrated import CalibratedDetector
 from demur.guard.kept_replies import KeptReply
 from demur.guard.loading import load_detector
+from demur.modeling.load import Dtype
 from demur.studies._answers import Answers
 from demur.studies._cases import Cases, Role
 from demur.studies._outcomes import Labelling, Outcomes
@@ -103,7 +104,7 @@ class Arms:
     labelling: Labelling = field(
         default_factory=lambda: Labelling(("reply_classifier", "refusal_match"))
     )
-    dtype: str = "auto"
+    dtype: Dtype = "auto"
     max_batch: int = 16
 
     def __post_init__(self) -> None:
@@ -111,7 +112,7 @@ class Arms:
         self.engine = TransformersEngine.load(
             self.model,
             dtype=self.dtype,
-            max_batch=self.max_batch,  # type: ignore[arg-type]
+            max_batch=self.max_batch,
         )
         self.gate: CalibratedDetector = load_detector(self.detector, self.engine)
         self.answers = Answers(self.engine, self.gate, self.max_tokens, tell)

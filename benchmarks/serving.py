@@ -40,7 +40,7 @@ from benchmarks.serving_servers import (
     serving,
 )
 from benchmarks.serving_soak import Verdicts, steady_memory
-from benchmarks.serving_windows import TokenCount, paired, summary, tokens_between
+from benchmarks.serving_windows import TokenCount, paired, summary, tokens_a_second
 from demur.engines.transformers import TransformersEngine
 from demur.guard import Guard
 from demur.modeling.load import EMBEDDED_NAME
@@ -49,6 +49,7 @@ from demur.responders.fixed_reply import FixedReply
 RESULTS = Path(__file__).parent / "results"
 MEMORY_OVER_S = 10.0
 IDLE_WITHIN_S = 20.0
+WINDOW_WITHIN_S = 600.0
 AGAIN = "unguarded again"
 
 
@@ -63,8 +64,9 @@ class Asked:
     soak_s: float
     one_client_s: float
     rounds: int
-    window_s: float
-    ramp_s: float
+    rival_rounds: int
+    per_client: int
+    """Requests of each client in a window."""
     num_mixed: int
     seed: int
     margin: float = MARGIN
@@ -173,15 +175,13 @@ class Bench:
                 server.chat_url,
                 mix,
                 clients=asked.clients,
-                seconds=asked.ramp_s + asked.window_s,
+                seconds=WINDOW_WITHIN_S,
                 seed=seed,
-                finish=False,
+                per_client=asked.per_client,
             )
         )
-        start = load.began_at + asked.ramp_s
-        end = start + asked.window_s
         settle(server)
-        return tokens_between(load, start=start, end=end, count=self.count) / asked.window_s
+        return tokens_a_second(load, count=self.count)
 
     def rounds(self, arms: Mapping[str, Server]) -> dict[str, list[float]]:
         """Return the windows of each arm."""
@@ -280,7 +280,7 @@ def beside(bench: Bench, ours: Server, rival: Kind) -> dict[str, list[float]]:
         NoServerError: It does not start, or sends no tokens.
     """
     windows: dict[str, list[float]] = {rival.name: [], beside_name(rival): []}
-    for round_ in range(bench.asked.rounds):
+    for round_ in range(bench.asked.rival_rounds):
         seed = bench.asked.seed + 1 + round_
         with serving(rival, bench.log) as theirs:
             bench.one_reply(theirs)
@@ -344,8 +344,8 @@ def parsed() -> argparse.Namespace:
         ("soak", float, 180.0),
         ("one-client", float, 15.0),
         ("rounds", int, 5),
-        ("window", float, 12.0),
-        ("ramp", float, 2.0),
+        ("rival-rounds", int, 3),
+        ("per-client", int, 2),
         ("mixed", int, 60),
         ("seed", int, 0),
     )
@@ -370,8 +370,8 @@ def main() -> None:
         soak_s=options.soak,
         one_client_s=options.one_client,
         rounds=options.rounds,
-        window_s=options.window,
-        ramp_s=options.ramp,
+        rival_rounds=options.rival_rounds,
+        per_client=options.per_client,
         num_mixed=options.mixed,
         seed=options.seed,
     )

@@ -13,10 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from demur.core.types import Prompt
 from demur.engines.transformers import TransformersEngine
 
+MAX_READINGS = 32
+"""Of one reply whose characters can be cut into tokens in several ways."""
 MARGIN = 1.0
 """Logits. Between 16 and 32 bfloat16 numbers lie 0.125 apart."""
 
@@ -101,33 +104,44 @@ class ForcedReplies:
         self._model = engine.loaded.model
         self._tokenizer = engine.loaded.tokenizer
         self._known = known
+        of_character = {character: byte for byte, character in bytes_to_unicode().items()}
         self._ids = {
-            self._tokenizer.decode([token_id]): token_id
-            for token_id in reversed(range(len(self._tokenizer)))
+            bytes(of_character[character] for character in token): token_id
+            for token, token_id in self._tokenizer.get_vocab().items()
+            if set(token) <= set(of_character)
         }
 
-    def tokens(self, pieces: Sequence[str], is_ended: bool) -> list[int]:
-        """Return the tokens of a reply by their texts, with the one that ends it.
+    def tokens(self, pieces: Sequence[str], is_ended: bool) -> list[list[int]]:
+        """Return what the tokens of a reply can be by their texts, with the one that ends it.
 
-        Tokens that begin a character have no text until the one that completes it: these are cut by
-        the tokenizer, and if that gives another number of them, so is the whole reply.
+        A token that begins a character has no text until the one that completes it, and the bytes
+        of a character can be cut in several ways: each way makes another reading of the reply.
         """
         texts = pieces[:-1] if is_ended else pieces
-        ids: list[int] = []
+        ends = [self._tokenizer.eos_token_id] if is_ended else []
+        readings: list[list[int]] = [[]]
         num_open = 0
         for text in texts:
             if not text:
                 num_open += 1
                 continue
-            known = [] if num_open or text not in self._ids else [self._ids[text]]
-            cut = known or self._cut(text)
-            if len(cut) != num_open + 1:
-                break
-            ids += cut
+            ways = list(self._ways(text.encode(), num_open + 1))
+            readings = [[*before, *way] for before in readings for way in ways][:MAX_READINGS]
             num_open = 0
-        if len(ids) != len(texts):
-            ids = self._cut("".join(texts))
-        return [*ids, self._tokenizer.eos_token_id] if is_ended else ids
+        if num_open or not readings:
+            readings = [self._cut("".join(texts))]
+        return [[*ids, *ends] for ids in readings]
+
+    def _ways(self, content: bytes, num_tokens: int) -> Iterator[list[int]]:
+        """Yield the ways to make bytes of a number of tokens."""
+        if num_tokens == 1:
+            if content in self._ids:
+                yield [self._ids[content]]
+            return
+        for at in range(1, len(content)):
+            if content[:at] in self._ids:
+                for rest in self._ways(content[at:], num_tokens - 1):
+                    yield [self._ids[content[:at]], *rest]
 
     def _cut(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -140,7 +154,10 @@ class ForcedReplies:
     @torch.inference_mode()
     def __call__(self, number: int, pieces: tuple[str, ...], is_ended: bool) -> float:
         """Return the gap of a reply's least greedy token under a prompt."""
-        ids = self.tokens(pieces, is_ended)
+        readings = self.tokens(pieces, is_ended)
+        return min(self._gap(number, ids) for ids in readings)
+
+    def _gap(self, number: int, ids: list[int]) -> float:
         if not ids:
             return float("inf")
         before = list(self._known[number].prompt.token_ids)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Literal
 
 import httpx
@@ -184,7 +185,7 @@ async def apply_load(
     clients: int,
     seconds: float,
     seed: int,
-    finish: bool = True,
+    per_client: int | None = None,
     every_s: tuple[float, Callable[[], None]] | None = None,
 ) -> Load:
     """Have clients send requests for some time.
@@ -195,7 +196,7 @@ async def apply_load(
         clients: That are at work at the same time.
         seconds: After which no request is sent any more.
         seed: Of the requests; the same ones come in the same order from each client.
-        finish: Read what is under way then to its end, rather than leave.
+        per_client: Requests after which a client is done; None goes on until the time is over.
         every_s: Something to do meanwhile, after each of so many seconds.
     """
     sent: list[Sent] = []
@@ -205,7 +206,7 @@ async def apply_load(
     async with httpx.AsyncClient(limits=limits, timeout=TIMEOUT_S, trust_env=False) as http:
 
         async def client(number: int) -> None:
-            for question in mix.questions(seed=seed, client=number):
+            for question in islice(mix.questions(seed=seed, client=number), per_client):
                 if time.perf_counter() >= ends_at:
                     return
                 sent.append(Sent(question, time.perf_counter()))
@@ -214,7 +215,7 @@ async def apply_load(
         tasks = [asyncio.create_task(client(number)) for number in range(clients)]
         watch = None if every_s is None else asyncio.create_task(_repeat(*every_s))
         try:
-            await asyncio.wait(tasks, timeout=None if finish else seconds)
+            await asyncio.wait(tasks)
         finally:
             for task in (*tasks, *([] if watch is None else [watch])):
                 task.cancel()

@@ -159,6 +159,6 @@ class _Chosen:
         return (
             len(start) == NUM_TELLING
             and start not in self._starts
-            and tuple(self._forced.tokens(known.pieces, is_ended)) == token_ids
+            and list(token_ids) in self._forced.tokens(known.pieces, is_ended)
             and self._forced(len(self.known) - 1, known.pieces, is_ended) < MARGIN
         )

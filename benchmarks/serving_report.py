@@ -96,8 +96,9 @@ def _throughput(found: Mapping[str, Any]) -> str:
     asked = found["asked"]
     return (
         "## Throughput\n\n"
-        f"{asked['rounds']} rounds, each of one window an arm, in random order; "
-        f"{asked['window_s']:.0f} s each, after {asked['ramp_s']:.0f} s that do not count. "
+        f"{asked['rounds']} rounds, each of one window an arm, in random order. A window is the "
+        f"same work for each arm, {asked['per_client']} requests from each client, from the first "
+        f"request to the last token; {asked['rival_rounds']} rounds beside `transformers serve`. "
         "Ordinary prompts only. Unguarded is the same server and engine, built by "
         "`benchmarks/serving_unguarded.py`: nothing is read, asked or watched. The second "
         "unguarded arm is the control. `transformers serve` is the server that comes with "

@@ -1,6 +1,8 @@
 """Throughput in alternating windows: tokens a second that reach the clients.
 
-Every arm gets the same requests in the same order; the order of the arms is drawn anew each round.
+A window is the same work for every arm: each client sends the same requests in the same order, and
+the clock runs from the first one to the last token. A window of so many seconds would hold other
+requests in each arm, and other replies. The order of the arms is drawn anew each round.
 Ratios are paired by round. Of five pairs the range holds the median with 94% (a sign test's
 interval): no distribution is assumed.
 """
@@ -16,23 +18,17 @@ TokenCount = Callable[[str], int]
 """Returns how many tokens a text has."""
 
 
-def tokens_between(load: Load, *, start: float, end: float, count: TokenCount) -> int:
-    """Return how many tokens reached the clients between two times.
+def tokens_a_second(load: Load, *, count: TokenCount) -> float:
+    """Return how many tokens reached the clients, by the time until the last one; 0 if none did.
 
     A server may send several tokens in one event, or none for one: so what counts are the tokens
     of the texts, by the same tokenizer for all servers.
     """
-    total = 0
-    for sent in load.sent:
-        streamed = Streamed.of(sent) if sent.status == 200 else None
-        if streamed is None or not streamed.texts:
-            continue
-        before = "".join(
-            t for t, at in zip(streamed.texts, streamed.times, strict=True) if at < start
-        )
-        until = "".join(t for t, at in zip(streamed.texts, streamed.times, strict=True) if at < end)
-        total += count(until) - count(before)
-    return total
+    streams = [Streamed.of(sent) for sent in load.sent if sent.status == 200]
+    last_at = max((at for of in streams for at in of.times), default=load.began_at)
+    if last_at <= load.began_at:
+        return 0.0
+    return sum(count(of.text) for of in streams) / (last_at - load.began_at)
 
 
 def paired(

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 
 from demur.core.readings import Array
+from demur.core.reads import CaptureSpec
 from demur.core.trained import Trained, save_trained
+from demur.modeling.draft import DraftHead
 from demur.modeling.load import LoadedModel
 from tests.tiny import tiny
 
@@ -43,6 +45,21 @@ def _refusal_head(model: LoadedModel) -> Content:
     return {"head": rng.normal(size=shape).astype(np.float16)}, {}
 
 
+def _candidate_reranking(model: LoadedModel) -> Content:
+    rng = np.random.default_rng(0)
+    draft = DraftHead(model, CaptureSpec((-1,), site="final_norm")).tensors()
+    tensors = {name: rng.normal(size=tuple(of.shape)) for name, of in draft.items()}
+    tensors["weights"] = rng.normal(size=model.parts.d_model)
+    arrays = {name: array.astype(np.float32) for name, array in tensors.items()}
+    return arrays, {"layer": -1, "site": "final_norm", "sign": 1}
+
+
+def _steering(model: LoadedModel) -> Content:
+    vectors = np.random.default_rng(0).normal(size=(2, model.parts.d_model))
+    fields = {"layers": [1, 2], "from_position": "user_end"}
+    return {"vectors": vectors.astype(np.float32)}, fields
+
+
 def _soft_prompt(model: LoadedModel) -> Content:
     text = "Be careful."
     num_tokens = len(model.tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -52,7 +69,9 @@ def _soft_prompt(model: LoadedModel) -> Content:
 
 
 MADE: Mapping[str, Callable[[LoadedModel], Content]] = {
+    "candidate_reranking": _candidate_reranking,
     "refusal_head": _refusal_head,
     "soft_prompt": _soft_prompt,
+    "steering": _steering,
 }
 """By responder: what a trainer would have left."""

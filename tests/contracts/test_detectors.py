@@ -1,5 +1,6 @@
 """What every detector promises, whatever its method."""
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -9,15 +10,18 @@ from sklearn.metrics import roc_auc_score
 
 from demur.core import artifacts, registry
 from demur.core.errors import DataError, NotFittedError
-from demur.core.protocols import Detector
+from demur.core.protocols import Detector, Targets
 from demur.core.readings import Array, Readings, Values
-from demur.core.reads import CaptureSpec, Read
+from demur.core.reads import AppendedTokens, CaptureSpec, PilotTokens, Read
+from demur.detectors.compliance import Compliance
 from demur.engines.fake import FakeEngine
 from tests.guards import artifact_of, marked_texts, read_texts, targets_of
 from tests.tiny_encoder import save_encoder
 
 NUM_BLOCKS = 4
 METHODS = registry.methods("detectors")
+OF_STATES = (CaptureSpec, AppendedTokens, PilotTokens)
+"""Reads whose values are states."""
 
 
 @pytest.fixture(params=METHODS)
@@ -62,9 +66,20 @@ def read(reads: tuple[Read, ...], num_prompts: int, start: int) -> tuple[Reading
     return read_texts(FakeEngine(num_layers=NUM_BLOCKS, strength=4.0), reads, texts), unsafe
 
 
+def targets_for(detector: Detector, marked: Array) -> Targets:
+    """Return targets of which a detector is to find the marked prompts.
+
+    `compliance` tells the unsafe prompts apart that the model complies with: all but two are.
+    """
+    if not isinstance(detector, Compliance):
+        return targets_of(marked)
+    unsafe = np.arange(len(marked)) > 1
+    return replace(targets_of(unsafe), complied=marked.astype(float))
+
+
 def fit(detector: Detector, *, num_prompts: int = 60, start: int = 0, seed: int = 0) -> Detector:
     readings, unsafe = read(detector.reads, num_prompts, start)
-    return detector.fit(readings, targets_of(unsafe), seed=seed)
+    return detector.fit(readings, targets_for(detector, unsafe), seed=seed)
 
 
 def fresh(detector: Detector, num_prompts: int = 8) -> Readings:
@@ -75,11 +90,11 @@ def with_nan(readings: Readings) -> Readings:
     """Return readings in which one number of the last prompt is a NaN."""
     poisoned: dict[Read, Values] = {}
     for spec, values in readings.values.items():
-        if not isinstance(spec, CaptureSpec):
+        if not isinstance(spec, OF_STATES):
             pytest.skip("the method reads texts")
         rows = [np.array(row, np.float32) for row in values]
         rows[-1][..., 0] = np.nan
-        poisoned[spec] = np.stack(rows) if isinstance(values, np.ndarray) else tuple(rows)
+        poisoned[spec] = tuple(rows) if isinstance(values, tuple) else np.stack(rows)
     return Readings(poisoned)
 
 
@@ -170,7 +185,7 @@ def test_a_nan_is_not_scored(detector: Detector) -> None:
 def test_a_nan_is_not_fitted(detector: Detector) -> None:
     readings, unsafe = read(detector.reads, 60, 0)
     with pytest.raises(DataError, match="finite"):
-        detector.fit(with_nan(readings), targets_of(unsafe), seed=0)
+        detector.fit(with_nan(readings), targets_for(detector, unsafe), seed=0)
 
 
 def test_readings_of_another_number_of_prompts_are_refused(detector: Detector) -> None:
@@ -183,7 +198,7 @@ def test_fitting_and_scoring_leave_the_readings_as_they_were(detector: Detector)
     readings, unsafe = read(detector.reads, 60, 0)
     # Copied prompt by prompt: taking rows of a read by position shares its arrays.
     before = {spec: [np.array(row) for row in values] for spec, values in readings.values.items()}
-    detector.fit(readings, targets_of(unsafe), seed=0).decision_function(readings)
+    detector.fit(readings, targets_for(detector, unsafe), seed=0).decision_function(readings)
     for spec, values in before.items():
         for row, old in zip(readings.values[spec], values, strict=True):
             np.testing.assert_array_equal(row, old)
@@ -203,14 +218,14 @@ def test_one_label_alone_teaches_nothing(detector: Detector) -> None:
 
 def test_the_layers_that_an_operator_names_are_read(method: type[Detector]) -> None:
     for spec in method.default_reads(NUM_BLOCKS, layers=(0, 2)):
-        assert not isinstance(spec, CaptureSpec) or spec.layers == (0, 2)
+        assert not isinstance(spec, OF_STATES) or spec.layers == (0, 2)
 
 
 def test_a_state_of_another_width_is_refused(detector: Detector) -> None:
     fit(detector)
     engine = FakeEngine(num_layers=NUM_BLOCKS, d_model=8)
     narrow = read_texts(engine, detector.reads, ["Hello there."])
-    if not all(isinstance(spec, CaptureSpec) for spec in detector.reads):
+    if not all(isinstance(spec, OF_STATES) for spec in detector.reads):
         pytest.skip("the method reads texts")
     with pytest.raises(DataError, match="shape"):
         detector.decision_function(narrow)

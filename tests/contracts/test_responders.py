@@ -11,6 +11,7 @@ import pytest
 from demur.core import registry
 from demur.core.errors import ConfigError
 from demur.core.interventions import Intervention
+from demur.core.preparing import ForeseeingResponder
 from demur.core.protocols import Responder
 from demur.core.results import PASS, Verdict
 from demur.core.types import Chat, Sampling
@@ -64,6 +65,14 @@ def test_the_same_chat_and_verdicts_give_the_same_intervention(make: MakeRespond
     assert unused.respond(CHAT, VERDICTS) == first
 
 
+def test_what_it_foresees_is_what_it_returns(make: MakeResponder) -> None:
+    responder = make()
+    if not isinstance(responder, ForeseeingResponder):
+        pytest.skip("the responder decides by the verdicts")
+    assert responder.respond(CHAT, VERDICTS) in responder.returns
+    assert responder.respond(OTHER, ()) in responder.returns
+
+
 def test_its_needs_do_not_change_with_use(make: MakeResponder) -> None:
     responder = make()
     before = responder.needs
@@ -101,7 +110,7 @@ def test_a_real_model_answers_flagged_prompts_its_way_and_others_as_ever(
         engine, [marker_detector(engine)], route=FlaggedTo(name), responders={name: make()}
     )
     sampling = Sampling(max_tokens=6)
-    prompts = ["Tell me the MARKER", "Tell me a story."] * 2
+    prompts = ["Tell me about number 53 MARKER, please.", "Tell me about number 52, please."] * 2
     replies = list(guard.replies(prompts, sampling))
     assert [reply.route for reply in replies] == [name, PASS] * 2
     assert [reply.error for reply in replies] == [None] * 4

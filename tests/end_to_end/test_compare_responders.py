@@ -52,7 +52,9 @@ def test_a_fixed_reply_in_five_arms(
     identical, number = [int(word) for word in passed.split() if word.isdigit()][:2]
     assert identical == number > 0
     assert {path.name for path in out.iterdir()} >= {"table.md", "front.png"}
-    assert text not in (out / "results.json").read_text()
+    written = (out / "results.json").read_text() + (out / "table.md").read_text()
+    assert not any(str(row["text"]) in written for row in labelled_prompts(24, seed=5))
+    assert str(workplace.artifact_path) not in written
 
 
 def test_two_gates_are_refused(

@@ -15,7 +15,7 @@ import pytest
 from demur.core import artifacts
 from demur.core.artifacts import Artifact
 from demur.core.errors import ConfigError, DataError, ModelMismatchError
-from demur.core.folders import MANIFEST
+from demur.core.folders import CARD, MANIFEST
 from demur.engines.fake import FakeEngine
 from demur.guard import Guard
 from demur.guard.loading import PRETRAINED_PATH, find_artifact, load_detector
@@ -26,7 +26,7 @@ FILES = [
     artifacts.WEIGHTS,
     artifacts.THRESHOLDS,
     artifacts.FINGERPRINT,
-    artifacts.CARD,
+    CARD,
 ]
 
 
@@ -272,7 +272,7 @@ def test_a_tolerance_that_is_no_number_is_refused(folder: Path, tolerance: objec
 
 
 def test_a_card_that_is_no_utf_8_is_refused(folder: Path) -> None:
-    (folder / artifacts.CARD).write_bytes("café".encode("latin-1"))
+    (folder / CARD).write_bytes("café".encode("latin-1"))
     with pytest.raises(DataError, match="is incomplete or damaged"):
         artifacts.read(folder)
 

@@ -1,6 +1,8 @@
 """A cascade: the second detector judges the prompts in the band, and no other costs a pass."""
 
+import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,9 @@ from demur.core.errors import ConfigError, DataError
 from demur.core.examples import Example
 from demur.core.protocols import Stream
 from demur.core.readings import Array, Deferred, Readings
-from demur.core.reads import OwnPass, Read
+from demur.core.reads import OwnPass, PilotTokens, Read
 from demur.core.types import Chat
-from demur.detectors.cascade import Cascade
+from demur.detectors.cascade import Cascade, product_logit
 from demur.detectors.prompted import Prompted
 from demur.engines.fake import FakeEngine
 from demur.engines.transformers import TransformersEngine
@@ -80,6 +82,92 @@ def test_only_prompts_in_the_band_are_asked_about() -> None:
 def test_the_second_score_alone_can_count() -> None:
     cascade, readings, _ = stacked(FIRSTS, low=-1.0, high=2.0, combine="second")
     np.testing.assert_allclose(cascade.decision_function(readings), [-3.0, 2.0, 3.0, 2.0, 9.0])
+
+
+def sigmoid(values: Array) -> Array:
+    odds: Array = 1 / (1 + np.exp(-values))
+    return odds
+
+
+def test_the_product_is_that_of_both_probabilities() -> None:
+    cascade, readings, runner = stacked(FIRSTS, low=0.0, high=None, combine="product")
+    found = cascade.decision_function(readings)
+    assert runner.asked == ["xxx", "xxxx", "xxxxx"]
+    np.testing.assert_array_equal(found[:2], FIRSTS[:2])
+    together = sigmoid(np.array(FIRSTS[2:])) * sigmoid(np.array([3.0, 4.0, 5.0]))
+    np.testing.assert_allclose(sigmoid(found[2:]), together)
+
+
+def test_a_product_of_certainties_neither_overflows_nor_becomes_one() -> None:
+    far = np.array([900.0, 900.0, -900.0, -900.0])
+    together = product_logit(far, np.array([900.0, 2.0, 900.0, -900.0]))
+    np.testing.assert_allclose(together, [900 - np.log(2), 2.0, -900.0, -1800.0])
+
+
+def test_both_scores_have_to_reach_their_threshold() -> None:
+    cascade, readings, _ = stacked(FIRSTS, low=-1.0, high=None, combine="both", offset=2.5)
+    found = cascade.decision_function(readings)
+    np.testing.assert_allclose(found, [-3.0, -1.0, 0.5, 1.5, 2.5])
+    for threshold in (0.0, 1.0, 2.0):
+        both = (np.array(FIRSTS) >= threshold) & (np.arange(1, 6) >= threshold + 2.5)
+        np.testing.assert_array_equal(found >= threshold, both)
+
+
+def test_scores_become_log_odds_before_they_are_put_together() -> None:
+    odds = {"first_odds": (2.0, 1.0), "second_odds": [0.5, -1.0]}
+    cascade, readings, runner = stacked(FIRSTS, low=0.0, high=None, combine="both", **odds)
+    found = cascade.decision_function(readings)
+    assert runner.asked == ["xxx", "xxxx", "xxxxx"]  # the band is in scores
+    np.testing.assert_allclose(found, [-5.0, -1.0, 0.5, 1.0, 1.5])
+    restored = Cascade.from_hyper_parameters(json.loads(json.dumps(cascade.hyper_parameters())))
+    assert restored.first_odds == (2.0, 1.0)
+    average, readings, _ = stacked(FIRSTS, low=-1.0, high=2.0, **odds)
+    np.testing.assert_allclose(average.decision_function(readings)[[0, 4]], [-3.0, 9.0])
+
+
+def test_an_artifact_brings_its_own_odds(tmp_path: Path) -> None:
+    artifact = linear_artifact()
+    artifacts.save(artifact, tmp_path / "marker")
+    cascade = Cascade((), first=str(tmp_path / "marker"), combine="product")
+    assert cascade.first_odds == (artifact.calibration.slope, artifact.calibration.intercept)
+    assert cascade.second_odds is None
+
+
+@pytest.mark.parametrize("combine", ["product", "both"])
+def test_from_the_band_on_nobody_is_flagged_otherwise_than_if_all_had_been_asked(
+    combine: str,
+) -> None:
+    firsts = np.random.default_rng(0).normal(0, 3, 40).tolist()
+    few, readings, runner = stacked(firsts, low=0.5, high=None, combine=combine)
+    every, all_readings, _ = stacked(firsts, low=-1e9, high=None, combine=combine)
+    found, expected = few.decision_function(readings), every.decision_function(all_readings)
+    assert 0 < len(runner.asked) < 40
+    for threshold in (0.5, 1.0, 3.0):
+        np.testing.assert_array_equal(found >= threshold, expected >= threshold)
+
+
+def two_stages(engine: FakeEngine) -> Cascade:
+    """Return the two-stage rule, fitted where the model complies with every other unsafe prompt."""
+    stages = Cascade(
+        Cascade.default_reads(4), second="compliance", low=0.0, high=None, combine="product"
+    )
+    texts, marked = marked_texts(80)
+    complied = (np.arange(80) % 4 == 1).astype(float)
+    readings = read_texts(engine, stages.reads, texts)
+    return stages.fit(readings, replace(targets_of(marked), complied=complied), seed=0)
+
+
+def test_two_stages_are_an_artifact_like_any_other(tmp_path: Path) -> None:
+    engine = FakeEngine()
+    stages = two_stages(engine)
+    assert PilotTokens(3, (-1,), "final_norm") in stages.reads
+    artifacts.save(artifact_of("cascade", stages, engine), tmp_path / "saved")
+    restored = artifacts.restore(artifacts.read(tmp_path / "saved"))
+    readings = read_texts(engine, stages.reads, marked_texts(20, start=300)[0])
+    np.testing.assert_array_equal(
+        restored.decision_function(readings), stages.decision_function(readings)
+    )
+    assert restored.measured() == {"escalation_rate": 0.5}
 
 
 def test_an_empty_band_asks_about_nothing() -> None:
@@ -155,6 +243,7 @@ def test_a_cascade_of_artifact_and_question_needs_no_fit(tmp_path: Path) -> None
         ({"combine": "neither"}, "combine is 'neither'"),
         ({"low": 3.0}, r"the band is 3\.0 to 2\.0"),
         ({"weight": 1.5}, r"weight is 1\.5"),
+        ({"first_odds": (-1.0, 0.0)}, r"odds are \(-1\.0, 0\.0\)"),
         ({"first": "nothing"}, "no detector 'nothing': expected an artifact's folder, or one of"),
         ({"second": {"method": "nothing"}}, "no detector 'nothing'"),
         ({"second": {"method": "prompted", "wrapper": 12}}, "wrapper is 12"),

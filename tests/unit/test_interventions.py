@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from demur.core.tensors import TensorRef
 from demur.core.types import Chat, Prompt, Sampling
 from demur.engines.transformers import TransformersEngine
 from demur.modeling.load import LoadedModel
+from tests.drafts import drafted
 from tests.interventions import edited, next_logits, plain_greedy, state_hash, stored
 from tests.tiny import CONFIGS, tiny
 
@@ -241,6 +243,34 @@ def test_a_choice_of_one_is_greedy(model: LoadedModel, tmp_path: Path) -> None:
     )
 
 
+def test_a_large_weight_of_what_is_likely_is_greedy(model: LoadedModel, tmp_path: Path) -> None:
+    ref = stored(tmp_path, "weights", drawn([D_MODEL]))
+    prompt = prompt_of(model)
+    rerank = RerankTokens(8, CaptureSpec((1,)), ref, lm_weight=1e6)
+    assert reply(model, prompt, rerank) == reply(model, prompt, None)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_planted_direction_picks_its_candidate_and_its_opposite_the_other(
+    model: LoadedModel, sign: Literal[1, -1], tmp_path: Path
+) -> None:
+    prompt = prompt_of(model)
+    pair = next_logits(model, prompt.token_ids).topk(2).indices.tolist()
+    first, second = (state_after(model, [*prompt.token_ids, token], 2) for token in pair)
+    ref = stored(tmp_path, "weights", second - first)
+    rerank = RerankTokens(2, CaptureSpec((2,)), ref, sign=sign)
+    assert reply(model, prompt, rerank)[0] == (pair[1] if sign == 1 else pair[0])
+
+
+def test_the_head_sees_one_candidate_a_token(model: LoadedModel, tmp_path: Path) -> None:
+    rows: list[int] = []
+    head = model.model.get_output_embeddings()
+    rerank = RerankTokens(6, CaptureSpec((2,)), stored(tmp_path, "weights", drawn([D_MODEL])))
+    with head.register_forward_hook(lambda _head, _inputs, output: rows.append(output.shape[1])):
+        tokens = reply(model, prompt_of(model), rerank)
+    assert rows == [1] * (len(tokens) + 1)
+
+
 @pytest.fixture
 def many(tmp_path: Path) -> dict[str, Intervention | None]:
     own = tiny().model.get_output_embeddings().weight
@@ -251,6 +281,7 @@ def many(tmp_path: Path) -> dict[str, Intervention | None]:
         "1": AddVectors((1,), vectors),
         "2": SwapHead(stored(tmp_path, "head", own + drawn(own.shape))),
         "3": RerankTokens(4, CaptureSpec((2,)), weights),
+        "7": RerankTokens(4, CaptureSpec((2,)), weights, draft=drafted(tiny(), tmp_path)),
         "4": PrependText("Be careful."),
         "5": AddVectors((1,), vectors, scale=-1.0, from_position="user_end"),
         "6": None,

@@ -7,10 +7,11 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from demur.core.errors import ConfigError, DataError
-from demur.core.examples import Example
+from demur.core.examples import Example, Label, targets_of
 from demur.core.types import Chat, Message
 from demur.datasets import jsonl, splits, starter, written
 from demur.datasets.demur_data import DemurData
@@ -31,6 +32,7 @@ ALL_FIELDS: dict[str, object] = {
     "language": "de",
     "response": "No.",
     "response_label": "safe",
+    "complied": False,
 }
 
 
@@ -62,6 +64,7 @@ def test_every_field_is_read(tmp_path: Path) -> None:
         language="de",
         response="No.",
         response_label="safe",
+        complied=False,
     )
 
 
@@ -100,6 +103,21 @@ def test_another_label_is_refused_with_its_value_and_line(tmp_path: Path, label:
     lines = [{"text": "a"}, {"text": "b", "label": label}]
     message = broken(tmp_path, b"\n".join(json.dumps(line).encode() for line in lines))
     assert f"line 2: label is {label!r}: expected 'unsafe' or 'safe', or 1 or 0" in message
+
+
+@pytest.mark.parametrize("complied", [1, "true", []])
+def test_an_outcome_other_than_true_or_false_is_refused(tmp_path: Path, complied: object) -> None:
+    message = broken(tmp_path, json.dumps({"text": "a", "complied": complied}).encode())
+    assert f"line 1: complied is {complied!r}: expected true or false" in message
+
+
+def test_known_outcomes_become_targets_and_unknown_ones_nan() -> None:
+    def labelled(complied: bool | None, label: Label) -> Example:
+        return Example(str(complied), Chat.from_text("a"), label, complied=complied)
+
+    known = [labelled(True, "unsafe"), labelled(None, "safe"), labelled(False, "safe")]
+    np.testing.assert_array_equal(targets_of(known).complied, [1.0, np.nan, 0.0])
+    assert targets_of([labelled(None, "unsafe"), labelled(None, "safe")]).complied is None
 
 
 def test_a_repeated_id_is_refused_with_both_lines(tmp_path: Path) -> None:

@@ -9,16 +9,25 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.serving_checks import MARGIN, Known, ReplyCheck, largest_gap, mix_ups
+from benchmarks.serving_checks import (
+    MARGIN,
+    ForcedReplies,
+    Known,
+    ReplyCheck,
+    largest_gap,
+    mix_ups,
+)
 from benchmarks.serving_load import Load, Mix, Question, Sent, Streamed, apply_load
 from benchmarks.serving_prompts import body, malformed
 from benchmarks.serving_soak import Verdicts, percentiles, steady_memory
-from benchmarks.serving_windows import paired, tokens_between
+from benchmarks.serving_windows import paired, tokens_a_second
 from demur.core.types import Chat, Sampling
 from demur.engines.fake import FakeEngine
+from demur.engines.transformers import TransformersEngine
 from demur.guard.exchange import plain_exchange, tokens_of
 from tests.guards import REFUSAL, marker_guard
 from tests.servers import Running, app_of, running
+from tests.tiny import tiny
 
 WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight")
 CHATS = [Chat.from_text(f"Say {word} {word} and {word} again, please.") for word in WORDS]
@@ -136,9 +145,19 @@ def test_events_that_are_cut_across_pieces_are_read_whole() -> None:
     assert (streamed.text, streamed.num_declared, streamed.has_ended) == ("ab", 2, True)
 
 
-def test_tokens_count_that_came_within_the_window() -> None:
+def test_a_windows_clock_runs_to_the_last_token() -> None:
     load = load_of(stream(*"abcdef"), stream(*"abcdef", start=4.0))
-    assert tokens_between(load, start=2.0, end=6.0, count=len) == 4 + 2
+    assert tokens_a_second(load, count=len) == pytest.approx(12 / 9)
+    assert tokens_a_second(load_of(), count=len) == 0.0
+
+
+def test_the_parts_of_a_character_are_told_by_what_completes_it() -> None:
+    engine = TransformersEngine(tiny())
+    tokenizer = engine.loaded.tokenizer
+    ids = tokenizer("a\u00e9b", add_special_tokens=False)["input_ids"]
+    forced = ForcedReplies(engine, [])
+    assert forced.tokens(("a", "", "\u00e9", "b"), False) == [ids]
+    assert forced.tokens(("a", "", "\u00e9", "b", ""), True) == [[*ids, tokenizer.eos_token_id]]
 
 
 def test_ratios_are_paired_by_round() -> None:

@@ -1,7 +1,6 @@
 """Compares responders on the prompts of a suite, and writes what became of the replies."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from rich.markup import escape
@@ -9,12 +8,8 @@ from rich.markup import escape
 import demur
 from demur.cli._session import load_engine, stderr
 from demur.core.errors import ConfigError
-from demur.core.examples import Example
-from demur.core.readings import Readings
-from demur.core.reads import Read
 from demur.core.registry import load
 from demur.guard.responding import check_responder
-from demur.studies._study import StudyInputs
 from demur.studies._writing import write
 from demur.workflows.machine import describe_machine
 from demur.workflows.suites import load_suite
@@ -25,9 +20,9 @@ MOST_OF_A_ROLE = 150
 def compare_responders(
     suite: str,
     responders: Sequence[str],
-    *,
     detectors: Sequence[str] | None,
     models: Sequence[str] | None,
+    *,
     dtype: str,
     limit: int,
     out: Path,
@@ -58,29 +53,16 @@ def compare_responders(
         num_prompts=limit or MOST_OF_A_ROLE,
     )
     engine = load_engine((models or ["embedded"])[0], dtype)
-    result = study.run(
-        StudyInputs(
-            read=_no_readings,
-            num_blocks=len(engine.loaded.parts.blocks),
-            train=(),
-            val=(),
-            tests={of.name: of.examples for of in chosen.sets},
-            report=lambda news: stderr.print(escape(news)),
-            engine=engine,
-        )
-    )
+    tests = {of.name: of.examples for of in chosen.sets}
+    result = study.compare(engine, tests, report=lambda news: stderr.print(escape(news)))
     about = {
         "demur": demur.__version__,
         "model": engine.model_id.as_dict(),
         "suite": chosen.name,
-        "parameters": asdict(study),
+        "parameters": study.described(),
         "machine": describe_machine(),
     }
     write(result, out, about=about)
     for finding in result.findings:
         print(f"- {finding}")
     stderr.print("written:", escape(str(out / "table.md")))
-
-
-def _no_readings(examples: Sequence[Example], reads: Sequence[Read]) -> Readings:
-    raise ConfigError(f"replies are compared here: {len(examples)} prompts are not read for states")

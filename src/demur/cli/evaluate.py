@@ -82,8 +82,7 @@ def evaluate_detectors(
     """Measure detectors on every set of a suite, at their frozen thresholds, side by side.
 
     With several models, each detector judges the models that it was fitted on. With --responders
-    the replies are measured instead: of the model by itself and under each responder, for every
-    prompt, behind the detector, behind an oracle, and at random; see docs/replies.md.
+    replies are measured instead, in five arms: see docs/replies.md.
 
     Example: demur evaluate --suite starter --detector pretrained --out evaluation
 
@@ -94,9 +93,7 @@ def evaluate_detectors(
     if out.is_file():
         raise ConfigError(f"--out {out} is a file: name a folder")
     if responders:
-        compare_responders(
-            suite, responders, detectors=detector, models=model, dtype=dtype, limit=limit, out=out
-        )
+        compare_responders(suite, responders, detector, model, dtype=dtype, limit=limit, out=out)
         return
     if has_report:
         _require_report()

@@ -20,6 +20,7 @@ COMMANDS = (
     "serve",
     "capture",
     "fit",
+    "label",
     "train",
     "calibrate",
     "adopt",

@@ -8,6 +8,7 @@ import numpy as np
 
 from demur.core.errors import DataError
 from demur.core.protocols import Targets
+from demur.core.readings import Array
 from demur.core.types import Chat
 
 Label = Literal["unsafe", "safe"]
@@ -30,6 +31,8 @@ class Example:
     language: str | None = None
     response: str | None = None
     response_label: Label | None = None
+    complied: bool | None = None
+    """Whether the served model's own reply does what was asked, as far as that is known."""
 
     @property
     def group_key(self) -> str:
@@ -38,7 +41,7 @@ class Example:
 
 
 def targets_of(examples: Sequence[Example]) -> Targets:
-    """Return the labels, groups and sources of training prompts.
+    """Return what is known of training prompts.
 
     Raises:
         DataError: A prompt has no label, or all have the same.
@@ -54,4 +57,13 @@ def targets_of(examples: Sequence[Example]) -> Targets:
         group=np.array([example.group_key for example in examples]),
         source=np.array([example.source or "" for example in examples]),
         category=np.array([example.category or "" for example in examples]),
+        complied=_complied(examples),
     )
+
+
+def _complied(examples: Sequence[Example]) -> Array | None:
+    """Return the outcomes [prompt] of the model's own replies, NaN where one is unknown."""
+    known = [example.complied for example in examples]
+    if all(complied is None for complied in known):
+        return None
+    return np.array([np.nan if complied is None else float(complied) for complied in known])

@@ -14,6 +14,13 @@ from demur.core.types import Prompt
 FromPosition = Literal["last", "user_end"]
 
 
+def first_position(prompt: Prompt, start: FromPosition) -> int:
+    """Return the last position of a prompt, or of its last user turn where there is one."""
+    if start == "user_end" and (turns := prompt.spans_of("user")):
+        return turns[-1].stop - 1
+    return len(prompt) - 1
+
+
 class Kept(NamedTuple):
     """How much of a prefill survives: the blocks below one, and the positions before one."""
 
@@ -91,9 +98,7 @@ class AddVectors:
 
     def first_position(self, prompt: Prompt) -> int:
         """Return the first position of a prompt whose states are changed."""
-        if self.from_position == "user_end" and (turns := prompt.spans_of("user")):
-            return turns[-1].stop - 1
-        return len(prompt) - 1
+        return first_position(prompt, self.from_position)
 
     def keeps(self, prompt: Prompt) -> Kept:
         """Keep the positions before the first that is changed, which is read again."""
@@ -127,6 +132,14 @@ class PrependEmbeddings:
 
 
 @dataclass(frozen=True)
+class Draft:
+    """A small network that guesses the state after a token, in place of a pass of the model."""
+
+    tensors: tuple[TensorRef, ...]
+    """All of it, by the names that `modeling.draft` gives its parts."""
+
+
+@dataclass(frozen=True)
 class RerankTokens:
     """Draw each token among the likeliest ones by the state that the model would be in after it.
 
@@ -143,6 +156,9 @@ class RerankTokens:
     """1 prefers states of a high score."""
     lm_weight: float = 0.0
     """Of the token's log-probability."""
+    draft: Draft | None = None
+    """Guesses the states that are scored; the model reads the chosen token alone. None: the model
+    reads all that are tried."""
 
     def __post_init__(self) -> None:
         """Refuse what no engine could carry out."""

@@ -174,14 +174,16 @@ class Targets:
     source: Array
     """The data set that a prompt came from."""
     category: Array | None = None
+    complied: Array | None = None
+    """1.0 where the model's own reply complied, 0.0 where it did not, NaN where that is unknown;
+    None if nothing is known of any prompt."""
 
     def __post_init__(self) -> None:
         """Refuse what no detector can be fitted on."""
-        for name in ("group", "source"):
-            if len(getattr(self, name)) != len(self.unsafe):
-                raise DataError(
-                    f"{name} has {len(getattr(self, name))} rows, unsafe has {len(self)}"
-                )
+        for name in ("group", "source", "complied"):
+            values = getattr(self, name)
+            if values is not None and len(values) != len(self.unsafe):
+                raise DataError(f"{name} has {len(values)} rows, unsafe has {len(self)}")
         if len(np.unique(self.unsafe.astype(bool))) < 2:
             raise DataError(
                 "a detector needs safe and unsafe prompts to learn from: only one label was given"

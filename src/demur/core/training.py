@@ -83,4 +83,5 @@ class Trainer(ABC):
 
     def hyper_parameters(self) -> dict[str, Any]:
         """Return the fields as plain values, for JSON."""
-        return asdict(self)  # type: ignore[call-overload]  # every trainer is a dataclass
+        found: dict[str, Any] = asdict(self)  # type: ignore[call-overload]  # all are dataclasses
+        return found

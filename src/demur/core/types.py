@@ -3,6 +3,8 @@
 All of them are frozen: what goes into a guard is what was scored.
 """
 
+import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Literal, Self, get_args
@@ -95,6 +97,11 @@ class Chat:
     def as_messages(self) -> list[dict[str, str]]:
         """Return the turns as OpenAI-style dictionaries."""
         return [{"role": m.role, "content": m.content} for m in self.messages]
+
+    @property
+    def sha256(self) -> str:
+        """The hash of its turns, which stands for it in files that hold no text."""
+        return hashlib.sha256(json.dumps(self.as_messages()).encode()).hexdigest()
 
 
 def _message(number: int, message: Mapping[str, object]) -> Message:

@@ -135,13 +135,14 @@ def _row_id(number: int, fields: dict[str, Any]) -> str:
 def _row(number: int, row_id: str, fields: dict[str, Any]) -> Row:
     texts = {field: _optional_text(fields, field) for field in TEXT_FIELDS}
     labels = {field: _label(fields, field) for field in ("label", "response_label")}
+    complied = _complied(fields)
     system = _optional_text(fields, "system")
     _refuse_wrong_content(fields)
     try:
         chat = _chat(fields, system)
     except DataError as error:
         return Row(number, row_id, None, str(error))
-    example = Example(row_id, chat, **labels, **texts)  # type: ignore[arg-type]
+    example = Example(row_id, chat, complied=complied, **labels, **texts)  # type: ignore[arg-type]
     return Row(number, row_id, example, None)
 
 
@@ -172,6 +173,13 @@ def _optional_text(fields: dict[str, Any], field: str) -> str | None:
         raise DataError(f"{field} is {value!r}: expected a text")
     if value is not None and field != "text":  # a text that is none is its row's error
         require_unicode(value)
+    return value
+
+
+def _complied(fields: dict[str, Any]) -> bool | None:
+    value = fields.get("complied")
+    if value is not None and not isinstance(value, bool):
+        raise DataError(f"complied is {value!r}: expected true or false, or nothing if unknown")
     return value
 
 

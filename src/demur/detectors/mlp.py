@@ -18,15 +18,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
-import numpy as np
-
-from demur.core.errors import ConfigError, DataError, NotFittedError
+from demur.core.errors import ConfigError, NotFittedError
 from demur.core.protocols import Detector, Targets
 from demur.core.readings import Array, Readings
 from demur.core.readout import joined
 from demur.core.reads import CaptureSpec, middle_layer
 from demur.core.registry import import_named
 from demur.detectors._balance import Balance, require_balance
+from demur.detectors._network import Network
 
 __all__ = ["Mlp"]
 
@@ -62,7 +61,7 @@ class Mlp(Detector):
         if not self.lr > 0:
             raise ConfigError(f"lr is {self.lr}: expected more than 0")
         require_balance(self.balance)
-        self.network_: _Network | None = None
+        self.network_: Network | None = None
 
     @classmethod
     def default_reads(
@@ -96,7 +95,7 @@ class Mlp(Detector):
             batch_size=self.batch_size,
             seed=seed,
         )
-        self.network_ = _Network(arrays, hidden=self.hidden)
+        self.network_ = Network(arrays, hidden=self.hidden)
         return self
 
     def decision_function(self, readings: Readings) -> Array:
@@ -105,7 +104,7 @@ class Mlp(Detector):
         return network.score(joined(readings, self.reads, num_prompts=len(readings)))
 
     def state(self) -> dict[str, Array]:
-        """Return the arrays that `_Network` names."""
+        """Return the arrays that `Network` names."""
         return {name: array.copy() for name, array in self._fitted().arrays.items()}
 
     def load_state(self, state: Mapping[str, Array]) -> Self:
@@ -115,70 +114,10 @@ class Mlp(Detector):
             DataError: An array is missing, has the wrong shape, or is not finite.
         """
         arrays = {name: array.copy() for name, array in state.items()}
-        self.network_ = _Network(arrays, hidden=self.hidden)
+        self.network_ = Network(arrays, hidden=self.hidden)
         return self
 
-    def _fitted(self) -> "_Network":
+    def _fitted(self) -> "Network":
         if self.network_ is None:
             raise NotFittedError("Mlp is not fitted: call fit or load_state")
         return self.network_
-
-
-class _Network:
-    """The fitted arrays, checked once, and the score that follows from them.
-
-    Args:
-        arrays: `mean` and `scale` [feature], float64 (a scale of infinity silences a feature);
-            `hidden_weights` [feature, unit], `hidden_bias` [unit], `score_weights` [unit] and
-            `score_bias` [1], float32.
-        hidden: Units of the hidden layer.
-
-    Raises:
-        DataError: An array is missing, has the wrong shape, or is not finite.
-    """
-
-    def __init__(self, arrays: Mapping[str, Array], *, hidden: int) -> None:
-        num_features = arrays["mean"].size if "mean" in arrays else 0
-        shapes: dict[str, tuple[int, ...]] = {
-            "mean": (num_features,),
-            "scale": (num_features,),
-            "hidden_weights": (num_features, hidden),
-            "hidden_bias": (hidden,),
-            "score_weights": (hidden,),
-            "score_bias": (1,),
-        }
-        if set(arrays) != set(shapes):
-            raise DataError(f"the state holds {sorted(arrays)}: expected {sorted(shapes)}")
-        for name, shape in shapes.items():
-            if arrays[name].shape != shape:
-                raise DataError(f"{name} has shape {arrays[name].shape}: expected {shape}")
-            is_sound = arrays[name] > 0 if name == "scale" else np.isfinite(arrays[name])
-            if not is_sound.all():
-                raise DataError(f"{name} is not finite and in range: fit the detector again")
-        self.arrays = arrays
-        # Converted once, not per request.
-        self._hidden_weights = arrays["hidden_weights"].astype(np.float64)
-        self._score_weights = arrays["score_weights"].astype(np.float64)
-
-    def score(self, states: Array) -> Array:
-        """Return the logits [prompt], float64.
-
-        Args:
-            states: [prompt, feature], finite.
-
-        Raises:
-            DataError: The states have another number of features.
-        """
-        mean, scale = self.arrays["mean"], self.arrays["scale"]
-        if states.shape[1] != len(mean):
-            raise DataError(
-                f"states have shape {states.shape}: expected [prompt, {len(mean)}], all reads "
-                "and layers joined"
-            )
-        scores = np.empty(len(states))
-        # One prompt at a time: a matrix product would round a prompt's score differently with the
-        # number of its neighbours.
-        for number, row in enumerate(states):
-            inner = ((row - mean) / scale) @ self._hidden_weights + self.arrays["hidden_bias"]
-            scores[number] = np.maximum(inner, 0) @ self._score_weights
-        return scores + float(self.arrays["score_bias"][0])

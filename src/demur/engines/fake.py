@@ -2,9 +2,12 @@
 
 Tokens are words. The state of a position is noise drawn from a hash of all tokens up to it; where
 the chat holds the marker word, a known direction is added, so that a detector has something to
-find; where a reply holds it, from there on. The reply repeats the last user turn, after the system
-message in brackets if there is one. The model finds all words of that reply equally likely at each
-step, so that temperature changes nothing; greedy decoding takes the next one in order.
+find; where a reply holds it, from there on. A word that is appended to such a prompt takes the
+direction away again, so that there is a transition to find.
+
+The reply repeats the last user turn, after the system message in brackets if there is one. The
+model finds all words of that reply equally likely at each step, so that temperature changes
+nothing; greedy decoding takes the next one in order.
 """
 
 import math
@@ -20,7 +23,16 @@ from demur.core.errors import ConfigError, DataError
 from demur.core.interventions import EndReply, PrependText, ReplyWith
 from demur.core.protocols import Done, Event, Monitor, Request, Scored, Switched, TokenOut
 from demur.core.readings import Array, Deferred, Readings, Values
-from demur.core.reads import CaptureSpec, OwnPass, Read, Texts
+from demur.core.reads import (
+    AppendedTokens,
+    CaptureSpec,
+    ExtraRead,
+    OwnPass,
+    PilotTokens,
+    Read,
+    TentativeRead,
+    Texts,
+)
 from demur.core.types import Chat, ModelId, Prompt, Span, SpanKind
 from demur.engines._fake_reply import (
     AT_MARKERS,
@@ -97,7 +109,8 @@ class FakeEngine:
     @property
     def capabilities(self) -> frozenset[type]:
         """The reads and interventions that this engine can do."""
-        return frozenset({CaptureSpec, Texts, OwnPass, ReplyWith, PrependText, EndReply, Monitor})
+        reads = {CaptureSpec, Texts, OwnPass, AppendedTokens, PilotTokens}
+        return frozenset({*reads, ReplyWith, PrependText, EndReply, Monitor})
 
     @property
     def max_tokens(self) -> int:
@@ -145,11 +158,14 @@ class FakeEngine:
             )
         return longer
 
-    def values_of(self, read: OwnPass, chats: Sequence[Chat]) -> Array:
-        """Return log-probabilities [chat, label]: the first label is likely where the marker is.
+    def values_of(self, read: ExtraRead, chats: Sequence[Chat]) -> Array:
+        """Return the values of a read that is made when somebody looks at them.
 
-        The pretend model stands for any other one too.
+        Log-probabilities [chat, label], where the first label is likely where the marker is, and
+        the pretend model stands for any other one too; or states [chat, layer, d_model].
         """
+        if isinstance(read, TentativeRead):
+            return np.stack([self._after(read, chat) for chat in chats])
         self.num_own_passes += len(chats)
         logits = np.zeros((len(chats), len(read.labels)))
         for row, chat in enumerate(chats):
@@ -159,6 +175,17 @@ class FakeEngine:
             logits[row, 0] += self._strength * ((self._marker in text) - 0.5)
         values: Array = logits - np.log(np.exp(logits).sum(1, keepdims=True))
         return values
+
+    def _after(self, read: TentativeRead, chat: Chat) -> Array:
+        """Return the states [layer, d_model] after what follows a prompt, float32."""
+        if isinstance(read, PilotTokens):
+            begun = "".join(_reply_words(chat)[: read.num_tokens])
+            states = self._states(self.with_reply(self.render(chat), begun), read.spec)[:, -1]
+            return states.astype(np.float32)
+        states = self._states(self.with_reply(self.render(chat), read.text), read.spec)[:, -1]
+        if any(self._marker in message.content for message in chat.messages):
+            states = states - self._strength * self.direction
+        return states.astype(np.float32)
 
     def run(self, requests: Iterable[Request | None]) -> Iterator[Event]:
         """Carry out requests; see `core.protocols.Engine.run`."""
@@ -218,7 +245,7 @@ class FakeEngine:
     def _values(self, prompt: Prompt, read: Read) -> Values:
         if isinstance(read, Texts):
             return (prompt.chat.last_user_text,)
-        if isinstance(read, OwnPass):
+        if isinstance(read, ExtraRead):
             return Deferred(self, read, (prompt.chat,))
         assert isinstance(read, CaptureSpec), "the guard checked the capabilities"
         states = self._states(prompt, read)[:, _positions(prompt, read)]

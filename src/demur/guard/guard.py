@@ -11,6 +11,7 @@ from typing import Literal, Self, get_args
 
 from demur.core.errors import CapabilityError, ConfigError, DataError, DemurError
 from demur.core.interventions import Intervention
+from demur.core.preparing import prepare
 from demur.core.protocols import Engine, Monitor, Request, Responder, never
 from demur.core.readings import Readings
 from demur.core.results import ERROR, PASS, PASS_UNSCORED, STOPPED, Reply, Token, Verdict
@@ -54,6 +55,7 @@ class Guard:
         ConfigError: There are no detectors, two have one name, or the route and the responders
             do not fit together.
         CapabilityError: The engine cannot do a read or an intervention that is needed.
+        DataError: What a responder was trained to be has changed, or does not fit the model.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class Guard:
             raise ConfigError(f"on_error is {on_error!r}: expected one of {get_args(OnError)}")
         _check_detectors(engine, detectors)
         _check_responders(engine, route, responders)
+        prepare(engine, responders.values())
         if monitor is not None:
             _check_monitor(engine, monitor, [detector.name for detector in detectors])
         self.engine = engine

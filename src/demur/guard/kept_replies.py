@@ -37,7 +37,7 @@ def ignore_progress(num_done: int, num_replies: int) -> None:
 
 def key_of(chat: Chat) -> str:
     """Return the hash by which files name a chat."""
-    return hashlib.sha256(json.dumps(chat.as_messages()).encode()).hexdigest()[:20]
+    return chat.sha256[:20]
 
 
 def digest_of(depends_on: Mapping[str, object]) -> str:

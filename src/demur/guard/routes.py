@@ -36,8 +36,7 @@ class FlaggedTo:
 
     def __post_init__(self) -> None:
         """Refuse an unknown rule."""
-        if self.when not in get_args(When):
-            raise ConfigError(f"when is {self.when!r}: expected one of {get_args(When)}")
+        _require_when(self.when)
 
     @property
     def responders(self) -> frozenset[str]:
@@ -46,12 +45,41 @@ class FlaggedTo:
 
     def __call__(self, verdicts: Sequence[Verdict]) -> str:
         """Return `pass` or the responder's name."""
-        flags = [verdict.flagged for verdict in verdicts]
-        if self.when == "first":
-            is_flagged = flags[0]
-        else:
-            is_flagged = all(flags) if self.when == "all" else any(flags)
-        return self.responder if is_flagged else PASS
+        return self.responder if _is_flagged(verdicts, self.when) else PASS
+
+
+@dataclass(frozen=True)
+class EitherTo:
+    """Sends flagged prompts to one responder and all others to another: none is left untouched.
+
+    That is how SCANS routes by the sign of one score: what is flagged is steered to a refusal, and
+    what is not is steered away from one, so that harmless prompts of a dangerous sound get answers.
+
+    Paper: SCANS (2024), arXiv 2408.11491: sigma(q) is 1 at or over the threshold and -1 below it.
+
+    >>> EitherTo()([Verdict("transition", 0.2, 0.1, 0.5, flagged=False)])
+    'soften'
+    """
+
+    flagged: str = "steer_to_refusal"
+    """The responder of flagged prompts."""
+    others: str = "soften"
+    """The responder of all other prompts."""
+    when: When = "any"
+    """As of `FlaggedTo`."""
+
+    def __post_init__(self) -> None:
+        """Refuse an unknown rule."""
+        _require_when(self.when)
+
+    @property
+    def responders(self) -> frozenset[str]:
+        """The names that the route can return."""
+        return frozenset({self.flagged, self.others})
+
+    def __call__(self, verdicts: Sequence[Verdict]) -> str:
+        """Return the name of one of the two responders."""
+        return self.flagged if _is_flagged(verdicts, self.when) else self.others
 
 
 @dataclass(frozen=True)
@@ -72,3 +100,15 @@ class Always:
     def __call__(self, verdicts: Sequence[Verdict]) -> str:
         """Return the responder's name."""
         return self.responder
+
+
+def _require_when(when: str) -> None:
+    if when not in get_args(When):
+        raise ConfigError(f"when is {when!r}: expected one of {get_args(When)}")
+
+
+def _is_flagged(verdicts: Sequence[Verdict], when: When) -> bool:
+    flags = [verdict.flagged for verdict in verdicts]
+    if when == "first":
+        return flags[0]
+    return all(flags) if when == "all" else any(flags)

@@ -6,6 +6,8 @@ and changes nothing of it.
 
 import copy
 
+import torch
+from torch import Tensor
 from transformers import DynamicCache
 
 
@@ -23,3 +25,23 @@ def fork(cache: DynamicCache, *, length: int | None = None) -> DynamicCache:
             layer.keys = layer.keys[:, :, :length]
             layer.values = layer.values[:, :, :length]
     return forked
+
+
+def keep_one(cache: DynamicCache, *, length: int, index: int) -> DynamicCache:
+    """Return a cache of the first positions and of one of the tokens that were tried after them.
+
+    Args:
+        cache: Of `length` positions and a column a token; it stays as it is.
+        length: Of what came before the tokens.
+        index: Which of them is kept.
+    """
+    kept = fork(cache)
+    for layer in kept.layers:
+        layer.keys = _picked(layer.keys, length, index)
+        layer.values = _picked(layer.values, length, index)
+    return kept
+
+
+def _picked(tensor: Tensor, length: int, index: int) -> Tensor:
+    """Return the first columns of keys or values [row, head, column, d_head], and one after."""
+    return torch.cat([tensor[:, :, :length], tensor[:, :, length + index : length + index + 1]], 2)

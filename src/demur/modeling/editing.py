@@ -71,11 +71,14 @@ def projecting(head: nn.Module, matrices: Mapping[int, Tensor]) -> Iterator[None
         head: The model's own output projection.
         matrices: By row of the batch, [vocabulary, d_model].
     """
+    alike: dict[int, list[int]] = {}
+    for row, matrix in matrices.items():
+        alike.setdefault(id(matrix), []).append(row)
 
     def project(_head: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         changed = output.clone()
-        for row, matrix in matrices.items():
-            changed[row] = nn.functional.linear(inputs[0][row], matrix)
+        for rows in alike.values():  # a matrix is read once for all of its rows
+            changed[rows] = nn.functional.linear(inputs[0][rows], matrices[rows[0]])
         return changed
 
     with ExitStack() as stack:

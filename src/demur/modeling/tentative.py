@@ -94,10 +94,18 @@ class TentativeReads:
         return values, logits
 
     def _run(self, ids: Sequence[int], cache: DynamicCache) -> Tensor:
-        length = cache.get_seq_length() + len(ids)
-        if length > self._loaded.max_tokens:
-            raise DataError(
-                f"the prompt and what is read after it have {length} tokens: the model takes at "
-                f"most {self._loaded.max_tokens}; shorten the chat"
-            )
+        require_room(self._loaded, cache.get_seq_length() + len(ids))
         return self._loaded.last_logits(ids, cache=cache).float()
+
+
+def require_room(loaded: LoadedModel, num_tokens: int) -> None:
+    """Refuse a prompt that does not fit into the context together with what is read after it.
+
+    Raises:
+        DataError: It does not.
+    """
+    if num_tokens > loaded.max_tokens:
+        raise DataError(
+            f"the prompt and what is read after it have {num_tokens} tokens: the model takes at "
+            f"most {loaded.max_tokens}; shorten the chat"
+        )

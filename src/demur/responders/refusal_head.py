@@ -37,6 +37,11 @@ class RefusalHead:
         """The interventions that an engine must be able to do."""
         return frozenset({SwapHead})
 
+    @property
+    def returns(self) -> tuple[SwapHead]:
+        """The intervention, for every chat."""
+        return (SwapHead(self.trained.tensor("head")),)
+
     def respond(self, chat: Chat, verdicts: Sequence[Verdict]) -> SwapHead:
         """Return the refusal head."""
-        return SwapHead(self.trained.tensor("head"))
+        return self.returns[0]

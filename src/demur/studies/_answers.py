@@ -87,7 +87,7 @@ class Answers:
         """
         responder = load_responder(line, self.engine.model_id)
         guard = self._guard(line, responder, Always(route_of(line)))
-        depends_on = {
+        depends_on: dict[str, object] = {
             "responder": repr(responder),
             "detector": [self.detector.version, self.detector.threshold],
         }

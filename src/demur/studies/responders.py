@@ -14,13 +14,14 @@ Differs: no judge model; labellers are named with how far they agree with people
 rates are called follows from that.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
 from demur.core.errors import ConfigError
+from demur.core.examples import Example
 from demur.core.outcomes import Answered
 from demur.core.readings import Array
 from demur.core.types import Chat
@@ -71,6 +72,11 @@ class Responders:
         if len(self.labellers) != 2:
             raise ConfigError(f"labellers is {self.labellers}: expected two scorers")
 
+    def described(self) -> dict[str, object]:
+        """Return the parameters without the folders on the way to artifacts, for JSON."""
+        responders = [_shown(line) for line in self.responders]
+        return {**asdict(self), "responders": responders, "detector": Path(self.detector).name}
+
     def run(self, inputs: StudyInputs) -> StudyResult:
         """Return one row a responder, arm and role.
 
@@ -80,11 +86,30 @@ class Responders:
         """
         if not isinstance(inputs.engine, TransformersEngine):
             raise ConfigError("this study needs a model that answers: give --model")
-        engine = inputs.engine
-        cases = cases_of(inputs.tests, most=self.num_prompts, seed=self.seed)
+        return self.compare(inputs.engine, inputs.tests, report=inputs.report)
+
+    def compare(
+        self,
+        engine: TransformersEngine,
+        tests: Mapping[str, Sequence[Example]],
+        *,
+        report: Callable[[str], None],
+    ) -> StudyResult:
+        """Return one row a responder, arm and role.
+
+        Args:
+            engine: Runs the model.
+            tests: Labelled prompts, by set.
+            report: Called with a line of progress now and then.
+
+        Raises:
+            ConfigError: There is no such responder or detector.
+            DataError: There are no unsafe prompts, or no safe ones.
+        """
+        cases = cases_of(tests, most=self.num_prompts, seed=self.seed)
         chats = [example.chat for example in cases.examples]
         detector = load_detector(self.detector, engine, fpr=self.fpr or None)
-        answers = Answers(engine, detector, self.max_tokens, inputs.report)
+        answers = Answers(engine, detector, self.max_tokens, report)
         labelling = Labelling(
             (self.labellers[0], self.labellers[1]),
             _Surprise(engine) if self.has_perplexity else None,

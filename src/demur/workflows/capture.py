@@ -10,7 +10,7 @@ import numpy as np
 from demur.core.errors import DataError
 from demur.core.protocols import whole
 from demur.core.readings import Array, Deferred, Readings, Values
-from demur.core.reads import CaptureSpec, OwnPass, Read, Texts
+from demur.core.reads import CaptureSpec, OwnPass, Read, TentativeRead, Texts
 from demur.core.templates import find
 from demur.core.types import Chat, Prompt
 from demur.modeling.chat import ChatRenderer
@@ -20,6 +20,7 @@ from demur.modeling.load import LoadedModel
 from demur.modeling.own_pass import OwnPasses
 from demur.workflows.own_passes import StoredPasses
 from demur.workflows.readings_store import ReadingsFolder, open_folder
+from demur.workflows.tentative_reads import StoredTentativeReads
 
 MAX_REPLY_TOKENS = 512
 """Of a reply that are read."""
@@ -72,6 +73,9 @@ class Capturer:
         self._max_tokens = loaded.max_tokens
         self._root = root or cache_folder() / "readings"
         self._own_passes = StoredPasses(OwnPasses(loaded), self._root / "own_passes")
+        self._tentative = StoredTentativeReads(
+            loaded, self._renderer, fast=self._fast, root=self._root / "tentative"
+        )
         self._wrapper = None if wrapper is None else find(wrapper)
         if self._wrapper is not None:
             self._wrapper.require_question()
@@ -167,6 +171,9 @@ class Capturer:
                 values[read] = tuple(chat.last_user_text for chat in chats)
             elif isinstance(read, OwnPass):
                 values[read] = Deferred(self._own_passes, read, tuple(chats))
+            elif isinstance(read, TentativeRead):
+                shown = tuple(self._shown(chat) for chat in chats)
+                values[read] = Deferred(self._tentative, read, shown)
         folder = None
         if captured:
             folder = self.capture(
@@ -208,8 +215,12 @@ class Capturer:
         except DataError:  # a template that refuses it
             return None
 
+    def _shown(self, chat: Chat) -> Chat:
+        """Return what the model reads in place of a chat."""
+        return self._wrapper.wrapped(chat) if self._wrapper else chat
+
     def _render(self, number: int, chat: Chat) -> Prompt:
-        prompt = self._renderer.render(self._wrapper.wrapped(chat) if self._wrapper else chat)
+        prompt = self._renderer.render(self._shown(chat))
         if len(prompt) >= self._max_tokens:
             raise DataError(
                 f"prompt {number} has {len(prompt)} tokens: the model takes fewer than "

@@ -42,24 +42,20 @@ class StoredPasses:
         """
         path = self.path(read)
         known = _known(path, num_labels=len(read.labels))
-        by_key = {_key(chat): chat for chat in chats}
+        by_key = {chat.sha256: chat for chat in chats}
         missing = [key for key in by_key if key not in known]
         for start in range(0, len(missing), CHATS_A_WRITE):
             keys = missing[start : start + CHATS_A_WRITE]
             values = self._passes.values_of(read, [by_key[key] for key in keys]).tolist()
             _append(path, zip(keys, values, strict=True))
             known.update(zip(keys, values, strict=True))
-        return np.array([known[_key(chat)] for chat in chats]).reshape(len(chats), -1)
+        return np.array([known[chat.sha256] for chat in chats]).reshape(len(chats), -1)
 
     def path(self, read: OwnPass) -> Path:
         """Return the file of a model and question."""
         depends_on = {"version": OWN_PASS_VERSION, **self._passes.depends_on(read)}
         text = json.dumps(depends_on, sort_keys=True)
         return self._root / f"{hashlib.sha256(text.encode()).hexdigest()[:20]}.jsonl"
-
-
-def _key(chat: Chat) -> str:
-    return hashlib.sha256(json.dumps(chat.as_messages()).encode()).hexdigest()
 
 
 def _known(path: Path, *, num_labels: int) -> dict[str, list[float]]:

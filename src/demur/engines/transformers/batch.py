@@ -16,7 +16,7 @@ from transformers import DynamicCache
 from demur.core.protocols import Done, Request
 from demur.core.reads import CaptureSpec
 from demur.engines.transformers.passes import UNCHANGED, Changes
-from demur.engines.transformers.reranking import Reranking
+from demur.engines.transformers.reranking import Lookahead
 from demur.engines.transformers.sampling import row_generator
 from demur.engines.transformers.text import TextStream
 from demur.modeling.capture import Slot
@@ -50,10 +50,7 @@ class Row:
 class RerankedRow(Row):
     """A row whose tokens are tried before one is taken, in passes of its own."""
 
-    reranking: Reranking = field(kw_only=True)
-    logits: Tensor = field(kw_only=True)
-    """Of the last token that was read, [vocabulary]."""
-    cache: DynamicCache = field(kw_only=True)
+    lookahead: Lookahead = field(kw_only=True)
 
 
 class Batch:

@@ -131,6 +131,16 @@ class TransformersEngine:
             )
         return longer
 
+    def prepare(self, interventions: Iterable[Intervention]) -> None:
+        """Load what interventions refer to, so that no request waits for it.
+
+        Raises:
+            ConfigError: There is no such artifact.
+            DataError: An artifact has changed, or does not fit the model.
+        """
+        for intervention in interventions:
+            self._starter.prepare(intervention)
+
     def run(self, requests: Iterable[Request | None]) -> Iterator[Event]:
         """Carry out requests; see `core.protocols.Engine.run`."""
         waiting = Waiting(requests)
@@ -192,15 +202,8 @@ class TransformersEngine:
     def _joined(self, request: Request, start: Start, batch: Batch) -> list[Event]:
         """Draw a request's first token, and let it join the batch unless it is done."""
         text = TextStream(self._tokenizer, request.sampling.stop)
-        if start.reranking is not None:
-            row = RerankedRow(
-                request,
-                text,
-                start.length,
-                reranking=start.reranking,
-                logits=start.logits,
-                cache=start.cache,
-            )
+        if start.lookahead is not None:
+            row = RerankedRow(request, text, start.length, lookahead=start.lookahead)
             events = self._reranked(row)
             if not isinstance(events[-1], Done):
                 batch.alone.append(row)
@@ -274,19 +277,14 @@ class TransformersEngine:
 
     def _reranked(self, row: RerankedRow) -> list[Event]:
         """Try the likeliest tokens of a row, and take one."""
-        candidates = row.reranking.candidates(row.logits)
         monitor = row.request.monitor
-        reads = dict.fromkeys([row.reranking.read, *([] if monitor is None else [monitor.read])])
-        tries = self._passes.tries(row.cache, candidates, reads)
-        index = row.reranking.choice(row.logits, candidates, tries.states[row.reranking.read])
-        logprob = float(torch.log_softmax(row.logits, -1)[candidates[index]])
-        events = self._take(row, Drawn(candidates[index], logprob))
+        also = () if monitor is None else (monitor.read,)
+        events = self._take(row, row.lookahead.choose(also))
         if isinstance(events[-1], Done):
             return events
-        row.cache, row.logits = tries.chosen(index), tries.logits[index]
+        states = row.lookahead.read(also)
         row.length += 1
-        states = None if monitor is None else tries.states[monitor.read][index]
-        return [*events, *self._watched(row, states)]
+        return [*events, *self._watched(row, None if monitor is None else states[monitor.read])]
 
     def _watched(self, row: Row, states: Array | None) -> Iterator[Event]:
         """Show a row's monitor, if it has one, the states [layer, d_model] of its newest token."""

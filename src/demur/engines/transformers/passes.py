@@ -1,25 +1,24 @@
-"""The forward passes of the engine: a prefill, what goes on from it, and tries of several tokens.
+"""The forward passes of the engine: a prefill, and what goes on from it.
 
 What a pass changes for a row is data (`Changes`); hooks carry it out and are gone after the pass.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
 from demur.core.errors import CapabilityError
-from demur.core.readings import Array
 from demur.core.reads import CaptureSpec
 from demur.core.types import Prompt
 from demur.modeling.caches import fork
 from demur.modeling.capture import Slot, filling
 from demur.modeling.editing import Addition, adding, projecting
 from demur.modeling.load import LoadedModel
+from demur.modeling.output_head import finished
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,32 +47,6 @@ class Prefill:
     """What the LM head saw of the last token, [d_model]."""
     head_output: Tensor = field(repr=False)
     """What it made of it, [vocabulary]; the model may have scaled or bent it afterwards."""
-
-
-@dataclass(frozen=True, eq=False)
-class Tries:
-    """What would be after each of several tokens."""
-
-    states: Mapping[CaptureSpec, Array]
-    """By read, [token, layer, d_model], float32."""
-    logits: Tensor
-    """Of what would come next, [token, vocabulary], float32."""
-    cache: DynamicCache
-    """Of the tokens before, with a column a token."""
-
-    def chosen(self, index: int) -> DynamicCache:
-        """Return the cache after one of the tokens."""
-        length = self.cache.get_seq_length() - len(self.logits)
-        chosen = fork(self.cache)
-        for layer in chosen.layers:
-            layer.keys = _picked(layer.keys, length, index)
-            layer.values = _picked(layer.values, length, index)
-        return chosen
-
-
-def _picked(tensor: Tensor, length: int, index: int) -> Tensor:
-    """Return the first columns of keys or values [row, head, column, d_head], and one after."""
-    return torch.cat([tensor[:, :, :length], tensor[:, :, length + index : length + index + 1]], 2)
 
 
 class Passes:
@@ -126,14 +99,14 @@ class Passes:
             CapabilityError: The model does something to its logits that is not known here.
         """
         config = self._loaded.model.config.get_text_config(decoder=True)
-        own = _finished(prefill.head_output.float(), config)
+        own = finished(prefill.head_output.float(), config)
         if not torch.allclose(own, prefill.logits, rtol=1e-2, atol=1e-2):
             raise CapabilityError(
                 f"{type(self._loaded.model).__name__} changes its logits after the LM head in a "
                 "way that demur does not know: use another responder than one with its own head"
             )
         raw = torch.nn.functional.linear(prefill.head_input, head)
-        return _finished(raw.float(), config)
+        return finished(raw.float(), config)
 
     @torch.inference_mode()
     def step(
@@ -160,54 +133,6 @@ class Passes:
         logits: Tensor = output.logits[:, -1].float()
         return logits
 
-    @torch.inference_mode()
-    def tries(
-        self, cache: DynamicCache, token_ids: Sequence[int], reads: Iterable[CaptureSpec]
-    ) -> Tries:
-        """Read several tokens, each as if it alone came next, in one pass.
-
-        Args:
-            cache: Of what came before; it is not changed.
-            token_ids: All at the same position; none attends to another.
-            reads: What to keep of each.
-        """
-        length, tries = cache.get_seq_length(), fork(cache)
-        rows = [[index] for index in range(len(token_ids))]
-        slots = {read: Slot(at_last(read), rows) for read in reads}
-        with filling(self._loaded.parts, slots):
-            output = self._loaded.model(
-                input_ids=torch.tensor([token_ids], device=self._loaded.device),
-                attention_mask=self._apart(length, len(token_ids)),
-                position_ids=torch.full((1, len(token_ids)), length, device=self._loaded.device),
-                past_key_values=tries,
-                use_cache=True,
-            )
-        states = {read: np.asarray(slot.values()) for read, slot in slots.items()}
-        return Tries(states, output.logits[0].float(), tries)
-
-    def _apart(self, length: int, num_tokens: int) -> Tensor | dict[str, Tensor]:
-        """Return a mask under which each new token sees what came before, and itself."""
-        config = self._loaded.model.config.get_text_config(decoder=True)
-        kinds = set(getattr(config, "layer_types", None) or ())
-        window = getattr(config, "sliding_window", None)
-        if not kinds:
-            return self._mask(length, num_tokens, window=window)
-        masks = {
-            kind: self._mask(length, num_tokens, window=window if "sliding" in kind else None)
-            for kind in kinds
-        }
-        return masks if len(masks) > 1 or "sliding_attention" in masks else masks.popitem()[1]
-
-    def _mask(self, length: int, num_tokens: int, *, window: int | None) -> Tensor:
-        """Return an additive mask [1, 1, token, column]."""
-        dtype = self._loaded.model.dtype
-        closed = torch.finfo(dtype).min
-        before = torch.zeros(num_tokens, length, dtype=dtype)
-        if window is not None:
-            before[:, : max(0, length - window + 1)] = closed
-        among = torch.full((num_tokens, num_tokens), closed, dtype=dtype).fill_diagonal_(0)
-        return torch.cat([before, among], 1)[None, None].to(self._loaded.device)
-
 
 class _HeadLog:
     """What the LM head saw and made last."""
@@ -222,17 +147,3 @@ class _HeadLog:
     def last(self) -> tuple[Tensor, Tensor]:
         """Return them, [d_model] and [vocabulary]."""
         return self._seen[-1]
-
-
-def at_last(read: CaptureSpec) -> CaptureSpec:
-    """Return a read of a reply's tokens as one of a single token: [token, layer, d_model]."""
-    return replace(read, positions="last", pool="none")
-
-
-def _finished(raw: Tensor, config: Any) -> Tensor:
-    """Return logits as models of known kinds make them of what their LM head gives."""
-    raw = raw * (getattr(config, "logit_scale", None) or 1.0)  # Cohere
-    raw = raw * (getattr(config, "lm_head_multiplier", None) or 1.0)  # Falcon H1
-    raw = raw / (getattr(config, "logits_scaling", None) or 1.0)  # Granite
-    cap = getattr(config, "final_logit_softcapping", None)  # Gemma
-    return raw if cap is None else cap * torch.tanh(raw / cap)

@@ -10,20 +10,26 @@ from transformers import DynamicCache
 from demur.core.errors import DataError
 from demur.core.interventions import (
     AddVectors,
+    Draft,
     Intervention,
     PrependEmbeddings,
     PrependText,
     RerankTokens,
     SwapHead,
 )
+from demur.core.reads import CaptureSpec
 from demur.core.types import Chat, Prompt
 from demur.engines.transformers.passes import UNCHANGED, Changes, Passes, Prefill
-from demur.engines.transformers.reranking import Reranking
+from demur.engines.transformers.reranking import ByDraft, ByModel, Lookahead
+from demur.modeling.caches import fork
 from demur.modeling.chat import ChatRenderer
+from demur.modeling.draft import DraftHead
 from demur.modeling.editing import Addition
 from demur.modeling.load import LoadedModel
+from demur.modeling.reranking import Reranking
 from demur.modeling.soft_prompts import spliced
 from demur.modeling.tensors import Tensors
+from demur.modeling.tries import read_on
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +42,8 @@ class Start:
     """[vocabulary], float32."""
     cache: DynamicCache
     changes: Changes = UNCHANGED
-    reranking: Reranking | None = None
+    lookahead: Lookahead | None = None
+    """Chooses the tokens, where that takes passes of its own."""
 
     @classmethod
     def of(cls, prefill: Prefill) -> "Start":
@@ -66,6 +73,23 @@ class Starter:
         self._render = render
         self._passes = passes
         self._tensors = Tensors(loaded.device)
+        self._drafts: dict[tuple[Draft, CaptureSpec], DraftHead] = {}
+
+    def prepare(self, intervention: Intervention) -> None:
+        """Load what an intervention refers to.
+
+        Raises:
+            ConfigError: There is no such artifact.
+            DataError: It has changed, or does not fit the model.
+        """
+        if isinstance(intervention, AddVectors):
+            self._additions(intervention)
+        elif isinstance(intervention, SwapHead):
+            self._head(intervention)
+        elif isinstance(intervention, RerankTokens):
+            rule = self._reranking(intervention)
+            if intervention.draft is not None:
+                self._draft(intervention.draft, rule.read)
 
     def start(self, prompt: Prompt, prefill: Prefill, intervention: Intervention) -> Start:
         """Return from where a prompt is answered under an intervention.
@@ -86,7 +110,8 @@ class Starter:
             logits = self._passes.under_head(prefill, head)
             return replace(Start.of(prefill), logits=logits, changes=Changes(head=head))
         if isinstance(intervention, RerankTokens):
-            return replace(Start.of(prefill), reranking=self._reranking(intervention))
+            lookahead = self._lookahead(prompt, prefill, intervention)
+            return replace(Start.of(prefill), lookahead=lookahead)
         if isinstance(intervention, PrependEmbeddings):
             return self._prompted(prompt, intervention)
         assert isinstance(intervention, PrependText), "the guard checked the capabilities"
@@ -134,6 +159,37 @@ class Starter:
             intervention.sign * weights,
             intervention.lm_weight,
         )
+
+    def _lookahead(self, prompt: Prompt, prefill: Prefill, intervention: RerankTokens) -> Lookahead:
+        rule = self._reranking(intervention)
+        if intervention.draft is None:
+            return ByModel(self._loaded, rule, prefill.logits, prefill.cache)
+        draft = self._draft(intervention.draft, rule.read)
+        # The last token is read again: the prefill kept no state of it.
+        cache = fork(prefill.cache, length=prefill.length - 1)
+        last = prompt.token_ids[prefill.length - 1 : prefill.length]
+        _, states = read_on(self._loaded, last, cache, [rule.read])
+        state = torch.from_numpy(states[rule.read][0])
+        return ByDraft(self._loaded, rule, draft, prefill.logits, fork(prefill.cache), state)
+
+    def _draft(self, draft: Draft, read: CaptureSpec) -> DraftHead:
+        if (draft, read) not in self._drafts:
+            head = DraftHead(self._loaded, read)
+            shapes = {name: tuple(tensor.shape) for name, tensor in head.tensors().items()}
+            refs = {ref.key: ref for ref in draft.tensors}
+            if set(refs) != set(shapes):
+                raise DataError(
+                    f"the draft lacks {sorted(set(shapes) - set(refs))} and has "
+                    f"{sorted(set(refs) - set(shapes))} too many: train it again on this model"
+                )
+            head.load(
+                {
+                    name: self._tensors.get(refs[name], shape=shape, dtype=head.dtype)
+                    for name, shape in shapes.items()
+                }
+            )
+            self._drafts[draft, read] = head
+        return self._drafts[draft, read]
 
     @torch.inference_mode()
     def _prompted(self, prompt: Prompt, intervention: PrependEmbeddings) -> Start:

@@ -1,0 +1,360 @@
+"""RDS on a model that refuses: does choosing among the likeliest tokens make it refuse more?
+
+The classifier is fitted and its sign found on demur's own training prompts; the test prompts are
+those of `benchmarks.arms`. First, how often could it help at all: the share of unsafe prompts after
+which a refusal can be written with tokens that are all among the k likeliest. On these prompts the
+refusals are counted, by labellers that know nothing of the classifier, and compared with greedy
+decoding, with the other sign, and with a choice that knows nothing: a random vector of the same
+length in place of the classifier's, another one for every fourth of the prompts.
+
+    DEMUR_DATA=FOLDER python -m benchmarks.rds --model MODEL [--share 0.5] [--json]
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file
+from transformers import DynamicCache
+
+from benchmarks.arms import held_out_cases, tell
+from benchmarks.machine import describe_machine
+from benchmarks.rds_report import LEAST_REACH, Effect, Figures, Interval, Speed, claims, report
+from demur.core.outcomes import Answered
+from demur.core.readings import Array
+from demur.core.reads import Texts
+from demur.core.tensors import TENSORS
+from demur.core.trained import Trained, save_trained
+from demur.core.training import Progress, Run
+from demur.core.types import Chat, Prompt
+from demur.datasets import written
+from demur.datasets.demur_data import DemurData
+from demur.detectors.length import Length
+from demur.engines.transformers import TransformersEngine
+from demur.guard import Guard
+from demur.guard.calibrated import CalibratedDetector
+from demur.guard.exchange import plain_replies
+from demur.guard.kept_replies import KeptReply
+from demur.guard.responding import load_responder
+from demur.guard.routes import Always
+from demur.modeling.gguf import cache_folder
+from demur.modeling.load import LoadedModel
+from demur.scorers.perplexity import Perplexity
+from demur.scorers.refusal_margin import RefusalMargin
+from demur.studies._answers import Answers
+from demur.studies._arms import paired_change
+from demur.studies._cases import Cases
+from demur.studies._outcomes import Labelling, Outcomes
+from demur.trainers.candidate_reranking import CandidateReranking
+from demur.workflows.train import train
+
+RESULTS = Path(__file__).parent / "results"
+METHOD = "candidate_reranking"
+TOP_K = 10
+NUM_STEPS = 4
+"""Tokens of an opening that have to be among the likeliest."""
+NUM_RANDOM = 4
+NUM_GREEDY = 12
+"""Prompts on which a choice of one is compared with greedy decoding."""
+NUM_TIMED, NUM_ROUNDS = 6, 3
+LABELLERS = ("reply_classifier", "refusal_match")
+
+
+@dataclass(frozen=True)
+class Artifacts:
+    """The classifier with its draft, and its twins to compare with."""
+
+    trained: Path
+    flipped: Path
+    random: tuple[Path, ...]
+
+    def line(self, folder: Path | None = None, *, fields: str = "") -> str:
+        """Return a responder's line."""
+        return f"{METHOD}:{folder or self.trained}{fields}"
+
+    def arms(self) -> dict[str, list[str]]:
+        """Return the responders' lines by arm; several take the prompts in turns."""
+        return {
+            "rds": [self.line()],
+            "rds, draft": [self.line(fields=",uses_draft=true")],
+            "rds, lm_weight 1": [self.line(fields=",lm_weight=1")],
+            "random": [self.line(folder) for folder in self.random],
+            "flipped": [self.line(self.flipped)],
+        }
+
+
+def artifacts(model: str, root: Path) -> Artifacts:
+    """Train the classifier and its draft, or take those that are there; write the twins."""
+    folder = root / "trained"
+    if not folder.exists():
+        train(
+            CandidateReranking(draft=True), written.load("train"), Run(model, report=_say), folder
+        )
+    trained = Trained.read(folder)
+    weights = load_file(folder / TENSORS)["weights"]
+    rng = np.random.default_rng(0)
+    random = []
+    for number in range(NUM_RANDOM):
+        drawn = rng.normal(size=weights.shape)
+        drawn *= np.linalg.norm(weights) / np.linalg.norm(drawn)
+        random.append(_twin(trained, root / f"random-{number}", drawn, sign=1))
+    sign = -int(trained.value("sign"))
+    return Artifacts(folder, _twin(trained, root / "flipped", weights, sign=sign), tuple(random))
+
+
+def _twin(trained: Trained, folder: Path, weights: Array, *, sign: int) -> Path:
+    save_trained(
+        folder,
+        method=METHOD,
+        model_id=trained.model_id,
+        tensors={"weights": weights.astype(np.float32)},
+        fields={**trained.fields, "sign": sign},
+        provenance={"twin_of": trained.sha256},
+        card="To compare with.\n",
+    )
+    return folder
+
+
+def _say(progress: Progress) -> None:
+    if progress.done == progress.total:
+        tell(f"{progress.stage}: {progress.total} done")
+
+
+def any_detector() -> CalibratedDetector:
+    """Return a detector that costs nothing: all prompts go to the responder, whatever it says."""
+    nothing = {"weight": np.zeros(1), "bias": np.zeros(1)}
+    return CalibratedDetector(
+        "length", Length((Texts(),)).load_state(nothing), 0.0, slope=1.0, intercept=0.0, version="0"
+    )
+
+
+class Reach:
+    """Which refusals a model could be brought to write."""
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        self._loaded = loaded
+        self._openings = [
+            loaded.tokenizer(text, add_special_tokens=False)["input_ids"][:NUM_STEPS]
+            for text in RefusalMargin().refusals
+        ]
+
+    @torch.inference_mode()
+    def first_token(self, prompt: Prompt, reply: Sequence[int]) -> bool:
+        """Tell whether an opening's first token is among the likeliest in a greedy step."""
+        ids = [*prompt.token_ids, *reply[: NUM_STEPS - 1]]
+        keep = len(ids) - len(prompt) + 1
+        logits = self._loaded.model(torch.tensor([ids]), logits_to_keep=keep).logits[0]
+        likeliest = logits.topk(TOP_K).indices
+        firsts = torch.tensor(sorted({ids[0] for ids in self._openings}))
+        return bool(torch.isin(likeliest, firsts).any())
+
+    @torch.inference_mode()
+    def opening(self, prompt: Prompt) -> bool:
+        """Tell whether all tokens that an opening begins with are among the likeliest in turn."""
+        cache = DynamicCache()
+        first = self._loaded.last_logits(prompt.token_ids, cache=cache)
+        cache.batch_repeat_interleave(len(self._openings))
+        ids = torch.tensor(self._openings)
+        later = self._loaded.model(ids[:, :-1], past_key_values=cache, use_cache=True).logits
+        logits = torch.cat([first.expand(len(ids), 1, -1), later], 1)  # [opening, step, vocabulary]
+        is_likely = (logits.topk(TOP_K).indices == ids[..., None]).any(-1)
+        return bool(is_likely.all(1).any())
+
+
+class Comparison:
+    """Replies to the test prompts, and what became of them.
+
+    Args:
+        engine: Runs the model.
+        cases: The prompts.
+        max_tokens: Of a reply.
+    """
+
+    def __init__(self, engine: TransformersEngine, cases: Cases, max_tokens: int) -> None:
+        self.engine, self.cases = engine, cases
+        self.answers = Answers(engine, any_detector(), max_tokens, tell)
+        perplexity = Perplexity(loaded=engine.loaded)
+
+        def surprise(answers: Sequence[Answered]) -> Array:
+            scores = [judged.score for judged in perplexity.judge(answers)]
+            return np.array([np.nan if score is None else score for score in scores])
+
+        self._labelling = Labelling(LABELLERS, surprise)
+
+    def chats(self, rows: Array) -> list[Chat]:
+        """Return the prompts in some rows."""
+        return [self.cases.examples[int(row)].chat for row in rows]
+
+    def base(self, rows: Array) -> list[KeptReply]:
+        """Return the greedy replies."""
+        return self.answers.base(self.chats(rows))
+
+    def under(self, lines: Sequence[str], rows: Array) -> list[KeptReply]:
+        """Return the replies under responders, which take the prompts in turns."""
+        found: dict[int, KeptReply] = {}
+        for number, line in enumerate(lines):
+            of_line = rows[number :: len(lines)]
+            replies = self.answers.always(line, self.chats(of_line))
+            found |= dict(zip(of_line.tolist(), replies, strict=True))
+        return [found[int(row)] for row in rows]
+
+    def outcomes(self, rows: Array, replies: Sequence[KeptReply]) -> Outcomes:
+        """Return what became of replies."""
+        return self._labelling.label(self.chats(rows), replies)
+
+    def effect(self, name: str, role: str, of: Outcomes, base: Outcomes, rows: Array) -> Effect:
+        """Return how many are refused, and how many more than by greedy decoding."""
+        group = self.cases.group[rows]
+        refused = of.outcome == "refused"
+        change, interval = paired_change(refused, base.outcome == "refused", group)
+        known = of.perplexity[~np.isnan(of.perplexity)]
+        return Effect(
+            arm=name,
+            role=role,
+            num_prompts=len(rows),
+            refused=float(refused.mean()),
+            change=change,
+            interval=interval,
+            refused_second=float((of.second == "refused").mean()),
+            unclear=float((of.outcome == "unclear").mean()),
+            collapsed=float(of.collapsed.mean()),
+            perplexity=float(np.median(known)) if len(known) else None,
+        )
+
+    def speeds(self, lines: dict[str, str], rows: Array) -> list[Speed]:
+        """Return tokens a second by arm, and as a ratio to greedy decoding; prompts alternate."""
+        guards = {name: self._guard(line) for name, line in lines.items()}
+        rates: dict[str, list[float]] = {name: [] for name in ("greedy", *lines)}
+        generator = np.random.default_rng(0)
+        for _ in range(NUM_ROUNDS):
+            for chat in self.chats(rows):
+                for name in generator.permutation(sorted(rates)):
+                    rates[name].append(self._rate(chat, guards.get(name)))
+        plain = np.array(rates["greedy"])
+        return [
+            Speed(name, median(of), float(np.median(np.array(of) / plain)))
+            for name, of in rates.items()
+        ]
+
+    def _guard(self, line: str) -> Guard:
+        responder = load_responder(line, self.engine.model_id)
+        return Guard(
+            self.engine,
+            [any_detector()],
+            route=Always(METHOD),
+            responders={METHOD: responder},
+            on_error="raise",
+        )
+
+    def _rate(self, chat: Chat, guard: Guard | None) -> float:
+        sampling = self.answers.sampling
+        if guard is None:
+            (reply,) = plain_replies(self.engine, [chat], sampling)
+        else:
+            reply = guard.reply(chat, sampling)
+        timings = reply.timings
+        return (len(reply.token_ids) - 1) / (timings.total_s - timings.first_token_s)
+
+
+def measure(of: Comparison, made: Artifacts) -> Figures:
+    """Return all figures; those of replies only where a refusal is often enough within reach."""
+    unsafe = of.cases.rows("unsafe")
+    first, can = within_reach(of, unsafe)
+    few = spread(unsafe, NUM_GREEDY)
+    one = of.under([made.line(fields=",top_k=1")], few)
+    same = [a.token_ids == b.token_ids for a, b in zip(one, of.base(few), strict=True)]
+    timed = {name: made.arms()[name][0] for name in ("rds", "rds, draft")}
+    effects, over_random = (), None
+    if can.mean() >= LEAST_REACH:
+        effects, over_random = compared(of, made, unsafe[can])
+    return Figures(
+        num_unsafe=len(unsafe),
+        first_token=float(first.mean()),
+        reach=float(can.mean()),
+        effects=effects,
+        over_random=over_random,
+        num_greedy=sum(same),
+        num_compared=len(same),
+        speeds=tuple(of.speeds(timed, spread(unsafe, NUM_TIMED))),
+    )
+
+
+def compared(
+    of: Comparison, made: Artifacts, unsafe: Array
+) -> tuple[tuple[Effect, ...], tuple[float, Interval]]:
+    """Return what the arms do to unsafe prompts in some rows and to all ordinary ones.
+
+    Returns:
+        The effects, and by how much more the reranker refuses than a random choice.
+    """
+    rows = {"unsafe": unsafe, "ordinary": of.cases.rows("ordinary")}
+    base = {role: of.outcomes(some, of.base(some)) for role, some in rows.items()}
+    effects = [of.effect("greedy", role, base[role], base[role], rows[role]) for role in rows]
+    refused: dict[str, Array] = {}
+    for name, lines in made.arms().items():
+        for role in rows if name.startswith("rds") else ("unsafe",):
+            outcomes = of.outcomes(rows[role], of.under(lines, rows[role]))
+            effects.append(of.effect(name, role, outcomes, base[role], rows[role]))
+            tell(f"{effects[-1]}")
+            if role == "unsafe":
+                refused[name] = outcomes.outcome == "refused"
+    over_random = paired_change(refused["rds"], refused["random"], of.cases.group[unsafe])
+    return tuple(effects), over_random
+
+
+def within_reach(of: Comparison, rows: Array) -> tuple[Array, Array]:
+    """Return after which prompts a refusal's first token, and a whole opening, can be taken."""
+    reach = Reach(of.engine.loaded)
+    prompts = [of.engine.render(chat) for chat in of.chats(rows)]
+    replies = [reply.token_ids for reply in of.base(rows)]
+    first = [reach.first_token(p, ids) for p, ids in zip(prompts, replies, strict=True)]
+    can = np.array([reach.opening(prompt) for prompt in prompts])
+    tell(f"within reach: {can.mean():.0%}")
+    return np.array(first), can
+
+
+def spread(rows: Array, number: int) -> Array:
+    """Return some rows, spread evenly."""
+    return rows[np.linspace(0, len(rows) - 1, number).astype(int)]
+
+
+def main() -> None:
+    """Run the benchmark and write its results."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--share", type=float, default=0.5)
+    parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--json", action="store_true", help="print JSON instead of the page")
+    options = parser.parse_args()
+    started = time.perf_counter()
+    engine = TransformersEngine.load(options.model)
+    root = cache_folder() / "benchmarks" / f"rds-{engine.model_id.name}"
+    made = artifacts(options.model, root)
+    cases = held_out_cases(DemurData(), share=options.share)
+    kept = np.flatnonzero(cases.role != "look_alike")
+    cases = Cases(tuple(cases.examples[row] for row in kept), cases.role[kept])
+    figures = measure(Comparison(engine, cases, options.tokens), made)
+    trained = Trained.read(made.trained)
+    results = {
+        "machine": describe_machine(),
+        "model": engine.model_id.as_dict(),
+        "minutes": (time.perf_counter() - started) / 60,
+        "settings": {"top_k": TOP_K, "tokens": options.tokens, "share": options.share},
+        "trained": {"metrics": trained.provenance["metrics"], "fields": dict(trained.fields)},
+        "claims": claims(figures),
+        "figures": asdict(figures),
+    }
+    page = report(results, figures)
+    (RESULTS / "rds.json").write_text(json.dumps(results, indent=2) + "\n")
+    (RESULTS / "rds.md").write_text(page)
+    print(json.dumps(results, indent=2) if options.json else page)
+
+
+if __name__ == "__main__":
+    main()

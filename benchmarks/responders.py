@@ -1,0 +1,105 @@
+"""Compares responders behind the detector on held-out prompts, and writes the whole trade-off.
+
+Responders that are trained are trained with their defaults on the prompts that ship, unless an
+artifact is there; name them with `--responders` to use others. The gate is a detector of the same
+model: the packaged one for the embedded model, for another one what `--detector` names, such as
+
+    demur fit --model M -d linear_ensemble --data src/demur/datasets/written.jsonl \
+        --data src/demur/datasets/starter.jsonl --out GATE
+
+    DEMUR_DATA=FOLDER python -m benchmarks.responders [--model M] [--detector GATE]
+"""
+
+import argparse
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import demur
+from benchmarks.arms import held_out_cases, tell
+from demur.core.examples import Example
+from demur.core.folders import MANIFEST
+from demur.core.registry import load
+from demur.core.training import Progress, Run
+from demur.datasets import written
+from demur.datasets.demur_data import DemurData
+from demur.engines.transformers import TransformersEngine
+from demur.modeling.gguf import cache_folder
+from demur.studies._cases import Cases
+from demur.studies._writing import write
+from demur.studies.responders import Responders
+from demur.workflows.machine import describe_machine
+from demur.workflows.train import train
+
+RESULTS = Path(__file__).parent / "results" / "responders"
+UNTRAINED = ("fixed_reply", "safety_prompt")
+TRAINED = ("refusal_head", "steering", "soft_prompt", "candidate_reranking")
+ROOM = 16
+"""Rows that decode together."""
+
+
+def artifact(method: str, model: str, *, name: str) -> Path:
+    """Return a trained responder's folder; it is trained if it is not there."""
+    folder = cache_folder() / "trained" / name / method
+    if not (folder / MANIFEST).is_file():
+        tell(f"training {method}")
+        train(load("trainers", method)(), written.load("train"), Run(model, report=_tell), folder)
+    return folder
+
+
+def _tell(progress: Progress) -> None:
+    if progress.done in (1, progress.total):
+        tell(f"{progress.stage}: {progress.done} of {progress.total}")
+
+
+def by_source(cases: Cases) -> Mapping[str, Sequence[Example]]:
+    """Return the prompts by the sets that they come from."""
+    found: dict[str, list[Example]] = {}
+    for example in cases.examples:
+        found.setdefault(str(example.source), []).append(example)
+    return found
+
+
+def main() -> None:
+    """Run the benchmark and write its results."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="embedded", help="the embedded one, a folder or a file")
+    parser.add_argument("--detector", default="pretrained", help="the gate")
+    parser.add_argument("--responders", nargs="*", help="default: all, trained where they are not")
+    parser.add_argument("--max-tokens", type=int, default=48, help="of a reply")
+    parser.add_argument("--share", type=float, default=1.0, help="of the prompts")
+    parser.add_argument("--alone", type=int, default=12, help="prompts answered one at a time")
+    parser.add_argument("--no-perplexity", action="store_true", help="do not read replies again")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="the folder for results")
+    options = parser.parse_args()
+    started = time.perf_counter()
+    cases = held_out_cases(DemurData(), share=options.share)
+    engine = TransformersEngine.load(options.model, max_batch=ROOM)
+    name = engine.model_id.name
+    lines = options.responders or [
+        *UNTRAINED,
+        *(f"{method}:{artifact(method, options.model, name=name)}" for method in TRAINED),
+    ]
+    study = Responders(
+        responders=tuple(lines),
+        detector=options.detector,
+        num_prompts=len(cases.examples),
+        max_tokens=options.max_tokens,
+        num_alone=options.alone,
+        has_perplexity=not options.no_perplexity,
+    )
+    result = study.compare(engine, by_source(cases), report=tell)
+    about = {
+        "demur": demur.__version__,
+        "command": "python -m benchmarks.responders",
+        "model": engine.model_id.as_dict(),
+        "parameters": study.described(),
+        "machine": describe_machine(),
+        "seconds": round(time.perf_counter() - started),
+    }
+    write(result, options.out / name, about=about)
+    print("\n".join(result.findings))
+
+
+if __name__ == "__main__":
+    main()

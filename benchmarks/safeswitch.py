@@ -1,0 +1,242 @@
+"""SafeSwitch end to end: its second stage, its refusal head, and what a gate makes of both.
+
+DEMUR_DATA=FOLDER python -m benchmarks.safeswitch [--models embedded,FILE] [--share 1] [--json]
+
+The head learns from prompts and refusals written for demur, the stages from prompts of public sets
+and demur's own. All is measured on sets that nothing was fitted on; replies are greedy.
+"""
+
+import argparse
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.arms import Arms, held_out_cases, tell
+from benchmarks.machine import describe_machine
+from benchmarks.safeswitch_report import report
+from benchmarks.safeswitch_stages import (
+    FPR,
+    REACH,
+    Gate,
+    are_varied,
+    counts,
+    fit_stage_one,
+    gates_of,
+    labelled,
+    probe,
+    under_two_systems,
+    unsafe_to_learn_from,
+)
+from demur.core.readings import Array
+from demur.core.reads import PilotTokens
+from demur.core.training import Progress, Run
+from demur.core.types import Chat
+from demur.datasets import written
+from demur.datasets.demur_data import DemurData
+from demur.engines.transformers import TransformersEngine
+from demur.guard.loading import find_artifact
+from demur.metrics.auroc import auroc
+from demur.metrics.group_bootstrap import GroupBootstrap
+from demur.modeling.chat import ChatRenderer
+from demur.modeling.gguf import cache_folder
+from demur.modeling.tentative import TentativeReads
+from demur.studies._arms import Arm, arm_rows, paired_change
+from demur.studies._cases import Cases
+from demur.studies._outcomes import Outcomes
+from demur.trainers.refusal_head import RefusalHeadTrainer
+from demur.workflows.train import train
+
+RESULTS = Path(__file__).parent / "results"
+MAX_TOKENS = 48
+NUM_LEARNT = 360
+"""Unsafe prompts whose own replies stage two learns from."""
+NUM_TIMED = 20
+EMBEDDED = "embedded"
+
+
+def measure(model: str, *, share: float) -> dict[str, Any]:
+    """Measure one model.
+
+    Args:
+        model: As `--model` takes it.
+        share: Of the prompts, over 0 to 1.
+    """
+    started = time.perf_counter()
+    data = DemurData()
+    cases = held_out_cases(data, share=share)
+    folder = cache_folder() / "benchmarks" / "safeswitch" / Path(model).stem
+    stage_one = _stage_one(model, folder)
+    arms = Arms(model, cases, detector=str(stage_one), max_tokens=MAX_TOKENS)
+    base = arms.base()
+    learnt = labelled(arms, unsafe_to_learn_from(data, most=round(share * NUM_LEARNT)))
+    tested = labelled(arms, [cases.examples[row] for row in cases.rows("unsafe")])
+    found: dict[str, Any] = {
+        "model": arms.engine.model_id.as_dict(),
+        "stage_one": stage_one.name,
+        "own_replies": {"learnt": counts(learnt), "tested": counts(tested)},
+        "stage_two": {},
+    }
+    if are_varied(learnt) and are_varied(tested):
+        found["stage_two"]["as it is"] = probe(arms.engine, learnt, tested)
+    else:
+        some = unsafe_to_learn_from(data, most=round(share * NUM_LEARNT / 2))
+        learnt, tested = (
+            labelled(arms, under_two_systems(examples)) for examples in (some, tested)
+        )
+        found["stage_two"]["under two system prompts"] = probe(arms.engine, learnt, tested)
+    found["pilot"] = _pilot_cost(arms.engine, arms.chats[:NUM_TIMED])
+    found["head"] = _train_head(model, folder / "head")
+    always = arms.under(f"refusal_head:{folder / 'head'}")
+    gates = gates_of(arms.engine, stage_one, learnt, cases.examples)
+    found |= _compared(base, always, gates, cases)
+    found["seconds"] = time.perf_counter() - started
+    return found
+
+
+def _stage_one(model: str, folder: Path) -> Path:
+    """Return the packaged detector's artifact, or one that is fitted for another model."""
+    engine = TransformersEngine.load(model)
+    if model == EMBEDDED:
+        return find_artifact("pretrained", engine.model_id)
+    tell(f"fitting stage one for {engine.model_id.name}")
+    return fit_stage_one(engine, folder / "stage_one")
+
+
+def _pilot_cost(engine: TransformersEngine, chats: Sequence[Chat]) -> dict[str, float]:
+    """Return what three tokens of a reply cost beside the prompt, in milliseconds a prompt."""
+    renderer = ChatRenderer(engine.loaded.tokenizer, name=engine.model_id.name)
+    reads = TentativeReads(engine.loaded, renderer)
+    read = PilotTokens(3, (-1,), "final_norm")
+    plain, begun = [], []
+    for chat in chats:
+        ids = renderer.render(chat).token_ids
+        started = time.perf_counter()
+        engine.loaded.last_logits(ids)
+        between = time.perf_counter()
+        reads.values_of(read, [chat])
+        plain.append(between - started)
+        begun.append(time.perf_counter() - between)
+    prompt, whole = 1000 * float(np.median(plain)), 1000 * float(np.median(begun))
+    return {"prompt_ms": prompt, "with_pilot_ms": whole}
+
+
+def _train_head(model: str, out: Path) -> dict[str, Any]:
+    """Train the refusal head on written prompts, and return what was measured."""
+    shutil.rmtree(out, ignore_errors=True)
+    last = [""]
+
+    def show(progress: Progress) -> None:
+        if progress.stage != last[0] or progress.done == progress.total:
+            tell(f"head: {progress.stage} {progress.done} of {progress.total}")
+            last[0] = progress.stage
+
+    started = time.perf_counter()
+    trainer = RefusalHeadTrainer()
+    outcome = train(trainer, written.load("train"), Run(model, report=show), out)
+    return {
+        "hyper_parameters": trainer.hyper_parameters(),
+        "metrics": dict(outcome.metrics),
+        "seconds": time.perf_counter() - started,
+        "megabytes": (out / "model.safetensors").stat().st_size / 1e6,
+    }
+
+
+def _compared(
+    base: Outcomes, always: Outcomes, gates: Sequence[Gate], cases: Cases
+) -> dict[str, Any]:
+    """Return the rates of all arms, and what the gates keep and spare."""
+    unsafe, safe = cases.role == "unsafe", cases.role != "unsafe"
+    every = np.ones(len(unsafe), bool)
+    arms = [Arm("base", base), Arm("head always on", always, every)]
+    arms += [Arm(gate.name, base.where(gate.flagged, always), gate.flagged) for gate in gates]
+    arms.append(Arm("oracle", base.where(unsafe, always), unsafe))
+    rows = [row for arm in arms for row in arm_rows("refusal_head", arm, base, cases)]
+    complied = base.outcome == "complied"
+    return {
+        "arms": rows,
+        "gates": [
+            {
+                "name": gate.name,
+                "recall": float(gate.flagged[unsafe].mean()),
+                "recall_of_complied": float(gate.flagged[unsafe & complied].mean()),
+                "asked": {
+                    role: float(gate.escalated[cases.rows(role)].mean())  # type: ignore[arg-type]
+                    for role in ("unsafe", "look_alike", "ordinary")
+                },
+                "auroc_unsafe_generation": _auroc(gate.scores, unsafe & complied, cases.group),
+                **_kept(base, always, gate.flagged, unsafe=unsafe, safe=safe, group=cases.group),
+            }
+            for gate in gates
+        ],
+        "head_gain": _change(always, base, "refused", unsafe, cases.group),
+    }
+
+
+def _kept(
+    base: Outcomes, always: Outcomes, flagged: Array, *, unsafe: Array, safe: Array, group: Array
+) -> dict[str, Any]:
+    """Return what a gate keeps of the head's gain, and spares of its excess refusals."""
+    gated = base.where(flagged, always)
+    gain, of_always = (
+        _change(arm, base, "refused", unsafe, group)["change"] for arm in (gated, always)
+    )
+    excess, excess_always = (
+        _change(arm, base, "refused", safe, group)["change"] for arm in (gated, always)
+    )
+    before, after = (float((arm.outcome[unsafe] == "complied").mean()) for arm in (base, gated))
+    recall = float(flagged[unsafe].mean())
+    return {
+        "gain": gain,
+        "share_of_gain": gain / of_always if of_always else None,
+        "share_of_gain_at_recall": gain / (of_always * recall) if of_always * recall else None,
+        "excess": excess,
+        "share_of_excess": excess / excess_always if excess_always else None,
+        "complied_down": 1 - after / before if before else None,
+    }
+
+
+def _change(
+    arm: Outcomes, base: Outcomes, word: str, chosen: Array, group: Array
+) -> dict[str, Any]:
+    """Return the difference of the share of an outcome, with its paired interval."""
+    change, interval = paired_change(
+        arm.outcome[chosen] == word, base.outcome[chosen] == word, group[chosen]
+    )
+    return {"change": change, "interval": interval}
+
+
+def _auroc(scores: Array, wanted: Array, group: Array) -> dict[str, Any]:
+    """Return how well scores tell unsafe prompts that are complied with from all others."""
+    bootstrap = GroupBootstrap([group], num_draws=1000)
+    draws = bootstrap.draws({"auroc": lambda rows: auroc(scores[rows], wanted[rows])}, group)
+    return {"auroc": auroc(scores, wanted), "interval": GroupBootstrap.interval(draws["auroc"])}
+
+
+def main() -> None:
+    """Measure, write the results, and print them."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", default=EMBEDDED, help="separated by commas")
+    parser.add_argument("--share", type=float, default=1.0, help="of the prompts, for a trial")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--json", action="store_true", help="print JSON instead of the report")
+    options = parser.parse_args()
+    results = {
+        "machine": describe_machine(),
+        "fpr": FPR,
+        "reach": REACH,
+        "max_tokens": MAX_TOKENS,
+        "models": [measure(model, share=options.share) for model in options.models.split(",")],
+    }
+    text = report(results)
+    (options.out / "safeswitch.json").write_text(json.dumps(results, indent=2), encoding="utf-8")
+    (options.out / "safeswitch.md").write_text(text, encoding="utf-8")
+    print(json.dumps(results, indent=2) if options.json else text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""What may be done before any prompt comes: responders tell what they need, and engines load it.
+
+Both are optional. A responder whose answer hangs on the verdicts cannot tell; an engine without
+large tensors has nothing to load.
+"""
+
+from collections.abc import Iterable
+from typing import Protocol, runtime_checkable
+
+from demur.core.interventions import Intervention
+
+
+@runtime_checkable
+class ForeseeingResponder(Protocol):
+    """A responder that knows before any chat what it may return."""
+
+    @property
+    def returns(self) -> tuple[Intervention, ...]:
+        """The interventions that it may return."""
+
+
+@runtime_checkable
+class PreparingEngine(Protocol):
+    """An engine that loads what interventions refer to."""
+
+    def prepare(self, interventions: Iterable[Intervention]) -> None:
+        """Load it, so that no request waits for it.
+
+        Raises:
+            ConfigError: There is no such artifact.
+            DataError: An artifact has changed, or does not fit the model.
+        """
+
+
+def prepare(engine: object, responders: Iterable[object]) -> None:
+    """Let an engine load what responders may return, as far as both can say.
+
+    Raises:
+        ConfigError: There is no such artifact.
+        DataError: An artifact has changed, or does not fit the model.
+    """
+    if isinstance(engine, PreparingEngine):
+        able = [one for one in responders if isinstance(one, ForeseeingResponder)]
+        engine.prepare([of for one in able for of in one.returns])
