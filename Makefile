@@ -13,7 +13,8 @@ serve: $(READY)
 	$(BIN)/demur serve
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not slow and not gpu and not vllm and not browser" \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal \
+		-m "not slow and not gpu and not vllm and not browser" \
 		--cov --cov-report=term:skip-covered
 
 test-slow: $(READY)
