@@ -56,6 +56,14 @@ def _stage_two(found: Mapping[str, Any]) -> Iterator[str]:
                 f"| {row['head']} | {row['k']} | {row['auroc']:.3f} "
                 f"({_interval(row['interval'], '{:.3f}')}) | {gain} |"
             )
+    if not found["stage_two"]:
+        systems = found["own_replies"]["under two system prompts"]
+        yield ""
+        yield (
+            f"It refused {systems['refused']} of {systems['prompts']} prompts, half of them under "
+            "a system prompt that tells it to refuse: too few to fit stage two on. Stage one "
+            "stands alone."
+        )
     pilot = found["pilot"]
     yield ""
     yield (
@@ -70,7 +78,8 @@ def _head(found: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield (
         f"The head has {head['megabytes']:.0f} MB. Held-out refusals: "
-        f"{metrics['nll_refusals_before']:.2f} to {metrics['nll_refusals_after']:.2f} nats a token; the words of ordinary prompts: "
+        f"{metrics['nll_refusals_before']:.2f} to {metrics['nll_refusals_after']:.2f} nats a "
+        "token; the words of ordinary prompts: "
         f"{metrics['nll_ordinary_before']:.2f} to {metrics['nll_ordinary_after']:.2f}."
     )
 
