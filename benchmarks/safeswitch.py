@@ -236,6 +236,7 @@ def main() -> None:
         "fpr": FPR,
         "reach": REACH,
         "max_tokens": MAX_TOKENS,
+        "share": options.share,
         "models": [
             measure(model, detector, share=options.share, num_learnt=options.learnt)
             for model, detector in zip(models, detectors, strict=True)
