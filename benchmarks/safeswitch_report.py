@@ -20,7 +20,7 @@ def report(results: Mapping[str, Any]) -> str:
         f"cores, torch {machine['versions']['torch']}, seed 0; replies are greedy, of up to "
         f"{results['max_tokens']} tokens; {results['share']:.0%} of the prompts of "
         f"`benchmarks.arms`. Rates go by `{LABELLER}`: the share complied of unsafe "
-        f"prompts is a {unsafe}, the share refused of safe ones a {safe}. Intervals are at 95%, "
+        f"prompts is called {unsafe}, the share refused of safe ones {safe}. Intervals are at 95%, "
         "over groups of prompts. Every gate has the threshold that flags "
         f"{results['fpr']:.1%} of demur's own benign validation prompts with 95% confidence; stage "
         f"two is asked where stage one scores in the highest {results['reach']:.0%} of them.",
