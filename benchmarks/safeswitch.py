@@ -87,8 +87,10 @@ def measure(model: str, detector: str, *, share: float, num_learnt: int) -> dict
     if not are_varied(replies):
         some = unsafe_to_learn_from(data, most=num_learnt // 2)
         name, replies = "under two system prompts", labelled(arms, under_two_systems(some))
+        found["own_replies"]["under two system prompts"] = counts(replies)
         learnt = replies
-    found["stage_two"][name] = probe(arms.engine, replies)
+    if are_varied(replies):
+        found["stage_two"][name] = probe(arms.engine, replies)
     found["pilot"] = _pilot_cost(arms.engine, arms.chats[:NUM_TIMED])
     found["head"] = _train_head(model, folder / "head")
     always = arms.under(f"refusal_head:{folder / 'head'}")
@@ -164,7 +166,7 @@ def _compared(
                 "recall": float(gate.flagged[unsafe].mean()),
                 "recall_of_complied": float(gate.flagged[unsafe & complied].mean()),
                 "asked": {
-                    role: float(gate.escalated[cases.rows(role)].mean())  # type: ignore[arg-type]
+                    role: float(gate.escalated[cases.rows(role)].mean())
                     for role in ("unsafe", "look_alike", "ordinary")
                 },
                 "auroc_unsafe_generation": _auroc(gate.scores, unsafe & complied, cases.group),
@@ -234,6 +236,7 @@ def main() -> None:
         "fpr": FPR,
         "reach": REACH,
         "max_tokens": MAX_TOKENS,
+        "share": options.share,
         "models": [
             measure(model, detector, share=options.share, num_learnt=options.learnt)
             for model, detector in zip(models, detectors, strict=True)

@@ -18,8 +18,9 @@ def report(results: Mapping[str, Any]) -> str:
         "",
         f"Made by `python -m benchmarks.safeswitch` on {machine['processor']}, {machine['cores']} "
         f"cores, torch {machine['versions']['torch']}, seed 0; replies are greedy, of up to "
-        f"{results['max_tokens']} tokens. Rates go by `{LABELLER}`: the share complied of unsafe "
-        f"prompts is a {unsafe}, the share refused of safe ones a {safe}. Intervals are at 95%, "
+        f"{results['max_tokens']} tokens; {results['share']:.0%} of the prompts of "
+        f"`benchmarks.arms`. Rates go by `{LABELLER}`: the share complied of unsafe "
+        f"prompts is called {unsafe}, the share refused of safe ones {safe}. Intervals are at 95%, "
         "over groups of prompts. Every gate has the threshold that flags "
         f"{results['fpr']:.1%} of demur's own benign validation prompts with 95% confidence; stage "
         f"two is asked where stage one scores in the highest {results['reach']:.0%} of them.",
@@ -56,6 +57,14 @@ def _stage_two(found: Mapping[str, Any]) -> Iterator[str]:
                 f"| {row['head']} | {row['k']} | {row['auroc']:.3f} "
                 f"({_interval(row['interval'], '{:.3f}')}) | {gain} |"
             )
+    if not found["stage_two"]:
+        systems = found["own_replies"]["under two system prompts"]
+        yield ""
+        yield (
+            f"It refused {systems['refused']} of {systems['prompts']} prompts, half of them under "
+            "a system prompt that tells it to refuse: too few to fit stage two on. Stage one "
+            "stands alone."
+        )
     pilot = found["pilot"]
     yield ""
     yield (
@@ -70,7 +79,8 @@ def _head(found: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield (
         f"The head has {head['megabytes']:.0f} MB. Held-out refusals: "
-        f"{metrics['nll_refusals_before']:.2f} to {metrics['nll_refusals_after']:.2f} nats a token; the words of ordinary prompts: "
+        f"{metrics['nll_refusals_before']:.2f} to {metrics['nll_refusals_after']:.2f} nats a "
+        "token; the words of ordinary prompts: "
         f"{metrics['nll_ordinary_before']:.2f} to {metrics['nll_ordinary_after']:.2f}."
     )
 

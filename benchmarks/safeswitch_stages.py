@@ -117,7 +117,7 @@ def probe(engine: TransformersEngine, examples: Sequence[Example]) -> dict[str, 
         reads = Compliance((), num_tokens=number).reads
         readings = whole(capturer.parts([e.chat for e in to_fit], reads))
         for head in ("logistic", "mlp"):
-            detector = Compliance((), num_tokens=number, head=head)  # type: ignore[arg-type]
+            detector = Compliance((), num_tokens=number, head=head)
             scores[head, number] = _out_of_fold(detector, readings, to_fit, fold)
         tell(f"stage two after {number} tokens")
     return {"prompts": counts(examples), "auroc": _aurocs(scores, examples)}
@@ -187,6 +187,8 @@ def gates_of(
 ) -> list[Gate]:
     """Return stage one alone, and both rules of two stages, each at the same false-positive rate.
 
+    Stage one stands alone where the replies are not varied enough to fit stage two on.
+
     Args:
         engine: Of the model.
         stage_one: A detector's artifact.
@@ -203,14 +205,14 @@ def gates_of(
     of_cases = first.decision_function(read(cases, first))
     low = float(np.quantile(of_val[[e.label == "safe" for e in val]], 1 - REACH))
     gates = [_gate("stage one", of_val, of_cases, np.zeros(len(cases), bool))]
-    for rule in ("product", "both"):
+    for rule in ("product", "both") if are_varied(learnt) else ():
         stages = Cascade(
             (), first=str(stage_one), second="compliance", low=low, high=None,
-            combine=rule,  # type: ignore[arg-type]
+            combine=rule,
         )  # fmt: skip
         stages.fit(read(to_fit, stages), targets_of(to_fit), seed=0)
-        scores = [stages.decision_function(read(examples, stages)) for examples in (val, cases)]
-        gates.append(_gate(f"two stages, {rule}", *scores, of_cases >= low))
+        both = [stages.decision_function(read(examples, stages)) for examples in (val, cases)]
+        gates.append(_gate(f"two stages, {rule}", both[0], both[1], of_cases >= low))
         tell(f"two stages, {rule}")
     return gates
 

@@ -9,7 +9,7 @@ import pytest
 from demur.core import artifacts, by_name
 from demur.core.errors import ConfigError, ModelMismatchError
 from demur.core.readings import Array
-from demur.core.reads import OwnPass
+from demur.core.reads import ExtraRead, OwnPass
 from demur.core.types import Chat
 from demur.engines.fake import FakeEngine
 from demur.engines.transformers import TransformersEngine
@@ -133,7 +133,7 @@ def test_a_guard_model_that_answers_otherwise_is_refused_also_outside_of_the_ban
     class Other(FakeEngine):
         """Answers questions the other way round."""
 
-        def values_of(self, read: OwnPass, chats: Sequence[Chat]) -> Array:
+        def values_of(self, read: ExtraRead, chats: Sequence[Chat]) -> Array:
             turned: Array = super().values_of(read, chats)[:, ::-1]
             return turned
 

@@ -68,12 +68,14 @@ def fitted(**fields: Any) -> tuple[Compliance, Readings]:
 def unscaled(detector: Compliance, readings: Readings) -> Array:
     """Return scores as they were fitted, before they became log-odds."""
     slope, intercept = detector.state()["odds"].tolist()
-    return (detector.decision_function(readings) - intercept) / slope
+    found: Array = (detector.decision_function(readings) - intercept) / slope
+    return found
 
 
 def standardised() -> Array:
     rows = states().reshape(NUM_PROMPTS, -1).astype(np.float64)
-    return (rows - rows[learnt()].mean(0)) / rows[learnt()].std(0)
+    scaled: Array = (rows - rows[learnt()].mean(0)) / rows[learnt()].std(0)
+    return scaled
 
 
 def test_the_regression_is_that_of_scikit_learn_on_known_unsafe_prompts_alone() -> None:

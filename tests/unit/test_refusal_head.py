@@ -207,16 +207,14 @@ def test_the_head_is_one_of_its_own_where_the_model_ties_it(
 
 
 def test_a_reply_that_is_labelled_safe_is_learnt_from_and_no_other() -> None:
-    own, unlabelled, harmful, empty = (
-        replace(example, response=response, response_label=label)
-        for example, response, label in zip(
-            unsafe(4),
-            ("Not this.", "Sure.", "Sure.", " "),
-            ("safe", None, "unsafe", "safe"),
-            strict=True,
-        )
-    )
-    found = refusals_to([own, unlabelled, harmful, empty], seed=0)
+    first, second, third, fourth = unsafe(4)
+    given = [
+        replace(first, response="Not this.", response_label="safe"),
+        replace(second, response="Sure."),
+        replace(third, response="Sure.", response_label="unsafe"),
+        replace(fourth, response=" ", response_label="safe"),
+    ]
+    found = refusals_to(given, seed=0)
     assert found[0] == "Not this."
     assert set(found[1:]) <= set(texts()["en"])
 

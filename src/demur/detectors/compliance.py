@@ -160,7 +160,8 @@ class Compliance(Detector):
         """Return the log-odds [prompt] that the model complies, float64."""
         arrays = self._fitted()
         slope, intercept = arrays["odds"].tolist()
-        return slope * self._scores(arrays, self._states(readings)) + intercept
+        scores: Array = slope * self._scores(arrays, self._states(readings)) + intercept
+        return scores
 
     def _scores(self, arrays: Mapping[str, Array], states: Array) -> Array:
         """Return the scores [prompt] of fitted arrays, before they are scaled."""

@@ -73,7 +73,7 @@ def fit_rows(
     curve: list[float] = []
     for _ in range(plan.epochs):
         order = torch.randperm(len(states), generator=generator).to(states.device)
-        for batch in order.split(plan.batch_tokens):
+        for batch in torch.split(order, plan.batch_tokens):
             for group in optimiser.param_groups:
                 group["lr"] = plan.learning_rate * (1 - len(curve) / num_steps)
             logits = finished(states[batch] @ (start + change).T, config)
@@ -93,7 +93,8 @@ def _chosen(
 ) -> Tensor:
     """Return the rows to fit: the tokens that are to be said, and the likeliest others."""
     likely = torch.zeros(len(head), device=head.device)
-    for part in states[:: -(-len(states) // TOKENS_ASKED)].split(TOKENS_A_CHUNK):
+    asked = states[:: -(-len(states) // TOKENS_ASKED)]
+    for part in torch.split(asked, TOKENS_A_CHUNK):
         likely += finished((part.to(head.dtype) @ head.T).float(), config).softmax(-1).sum(0)
     wanted = torch.unique(token_ids)
     likely[wanted] = -1.0
@@ -105,7 +106,7 @@ def _chosen(
 def _rest(head: Tensor, states: Tensor, rows: Tensor, config: Any) -> Tensor:
     """Return the log of the sum of exponents [token] over the rows that are not fitted."""
     found = []
-    for part in states.split(TOKENS_A_CHUNK):
+    for part in torch.split(states, TOKENS_A_CHUNK):
         logits = finished((part.to(head.dtype) @ head.T).float(), config)
         logits[:, rows] = -torch.inf
         found.append(logits.logsumexp(-1))
