@@ -194,7 +194,7 @@ class Measured:
         """Return what became of the replies to some rows; perplexity is that of ordinary ones."""
         chats = [self._arms.chats[row] for row in rows]
         perplexity: Array = np.full(len(rows), np.nan)
-        ordinary = np.flatnonzero(self._role[rows] == "ordinary")
+        ordinary = np.flatnonzero(self._role[rows] == "ordinary").tolist()
         perplexity[ordinary] = self._surprise(
             [chats[n] for n in ordinary], [replies[n] for n in ordinary]
         )

@@ -130,7 +130,7 @@ class Chooser:
             return np.zeros(0, bool)
         flagged = self._answers.margins(chats) >= 0
         refused: Array = np.zeros(len(chats), bool)
-        for sign, rows in ((1, np.flatnonzero(flagged)), (-1, np.flatnonzero(~flagged))):
+        for sign, rows in ((1, np.flatnonzero(flagged).tolist()), (-1, np.flatnonzero(~flagged).tolist())):
             some = [chats[row] for row in rows]
             if some:
                 refused[rows] = self._refused(some, self._answers.always(steered.line(sign), some))
