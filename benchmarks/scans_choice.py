@@ -130,7 +130,8 @@ class Chooser:
             return np.zeros(0, bool)
         flagged = self._answers.margins(chats) >= 0
         refused: Array = np.zeros(len(chats), bool)
-        for sign, rows in ((1, np.flatnonzero(flagged).tolist()), (-1, np.flatnonzero(~flagged).tolist())):
+        for sign, is_sent in ((1, flagged), (-1, ~flagged)):
+            rows = np.flatnonzero(is_sent).tolist()
             some = [chats[row] for row in rows]
             if some:
                 refused[rows] = self._refused(some, self._answers.always(steered.line(sign), some))
