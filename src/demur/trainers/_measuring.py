@@ -15,6 +15,7 @@ from demur.core.types import Chat
 from demur.modeling.chat import ChatRenderer
 from demur.modeling.fast_capture import FastCapture
 from demur.modeling.load import LoadedModel
+from demur.modeling.output_head import finished
 from demur.trainers._compliance import BOTH_STATES, Openings
 
 SHORT = "Be helpful, honest and harmless."
@@ -90,11 +91,12 @@ def _read(loaded: LoadedModel, chats: Sequence[Chat]) -> tuple[Array, Array]:
     """Return the normed states [chat, d_model] at the last tokens, and the log-odds [chat]."""
     renderer = ChatRenderer(loaded.tokenizer, name=loaded.model_id.name)
     openings, head = Openings.of(loaded.tokenizer), loaded.model.get_output_embeddings()
+    config = loaded.model.config.get_text_config(decoder=True)
     prompts = [renderer.render(chat).with_reply([openings.either]) for chat in chats]
     states = np.empty((len(chats), loaded.parts.d_model), np.float32)
     log_odds = np.empty(len(chats))
     for rows, readings in FastCapture(loaded.parts, [BOTH_STATES], prompts).read(prompts):
         both = np.asarray(readings.values[BOTH_STATES])[:, 0]  # [chat, 2, d_model]
-        logits = head(torch.tensor(both).to(head.weight))
+        logits = finished(head(torch.tensor(both).to(head.weight)).float(), config)
         states[rows], log_odds[rows] = both[:, 0], openings.log_odds(logits).cpu().numpy()
     return states, log_odds

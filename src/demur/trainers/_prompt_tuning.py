@@ -82,7 +82,7 @@ def tune(
             )
             share = total.sum() / len(rows)
             share.backward()
-            loss += float(share)
+            loss += float(share.detach())
             num_tokens += sum(len(placed[row].prompt) - placed[row].where.stop for row in some)
         torch.nn.utils.clip_grad_norm_([embeddings], MAX_NORM, error_if_nonfinite=True)
         optimiser.step()
