@@ -47,8 +47,8 @@ from demur.workflows.train import train
 RESULTS = Path(__file__).parent / "results"
 SEGMENTS = ("former", "middle", "latter")
 RATES = (0.05, 0.1, 0.2, 0.3)
-"""False-positive rates on benign validation prompts, of which the threshold has the one that sets
-both labels furthest apart there."""
+"""False-positive rates on benign validation prompts. The threshold has the one that sets both
+labels furthest apart there; so is chosen whether the score is centred."""
 TRAIN_ROWS, VAL_ROWS = 16, 16
 """Most prompts of one source and label that the score is fitted on, and that its threshold is set
 on; the paper's 64 unsafe prompts are four sources of these."""
@@ -62,21 +62,29 @@ def fit_score(engine: TransformersEngine, out: Path) -> dict[str, float]:
     rows = limited([*written.load("train"), *starter.load("train")], TRAIN_ROWS, seed=0)
     val = limited([*written.load("val"), *starter.load("val")], VAL_ROWS, seed=0)
 
-    def fitted_at(rate: float) -> Fitted:
+    reads = Transition.default_reads(len(engine.loaded.parts.blocks))
+
+    def fitted_at(rate: float, *, centred: bool) -> Fitted:
         return fit(
-            Transition(Transition.default_reads(len(engine.loaded.parts.blocks))),
+            Transition(reads, centred=centred),
             rows,
             val,
-            capture=lambda some, reads: capturer.parts([of.chat for of in some], reads),
+            capture=lambda some, wanted: capturer.parts([of.chat for of in some], wanted),
             fpr=rate,
             calibrated_on="the benign validation prompts of demur's own sets",
             seed=0,
         )
 
-    best = max(map(fitted_at, RATES), key=_apart)
+    tried = [fitted_at(rate, centred=centred) for centred in (False, True) for rate in RATES]
+    best = max(tried, key=_apart)
     write_artifact(best, "transition", engine=engine, train=rows, val=val, out=out)
-    tell(f"the score on validation prompts: {dict(best.metrics)}")
-    return dict(best.metrics) | {"fpr": best.calibration.default_fpr}
+    found = dict(best.metrics) | {
+        "fpr": best.calibration.default_fpr,
+        "val_auroc_as_published": tried[0].metrics["val_auroc"],
+        "val_auroc_centred": tried[-1].metrics["val_auroc"],
+    }
+    tell(f"the score on validation prompts: {found}")
+    return found
 
 
 def _apart(fitted: Fitted) -> float:
@@ -194,7 +202,7 @@ class Measured:
         """Return what became of the replies to some rows; perplexity is that of ordinary ones."""
         chats = [self._arms.chats[row] for row in rows]
         perplexity: Array = np.full(len(rows), np.nan)
-        ordinary = np.flatnonzero(self._role[rows] == "ordinary")
+        ordinary = np.flatnonzero(self._role[rows] == "ordinary").tolist()
         perplexity[ordinary] = self._surprise(
             [chats[n] for n in ordinary], [replies[n] for n in ordinary]
         )

@@ -23,7 +23,7 @@ from demur.studies._outcomes import Labelling
 LABELLING = Labelling(("reply_classifier", "refusal_match"))
 MAX_TOKENS = 24
 """Of a reply that is judged here."""
-NUM_LOOK_ALIKE, NUM_UNSAFE, NUM_ORDINARY = 80, 24, 8
+NUM_LOOK_ALIKE, NUM_UNSAFE, NUM_ORDINARY = 80, 24, 24
 """Prompts; of the look-alikes those count that the model refuses by itself."""
 STRENGTHS = (0.15, 0.3, 0.6)
 """What all layers together add, as a share of a state's norm."""
@@ -130,7 +130,8 @@ class Chooser:
             return np.zeros(0, bool)
         flagged = self._answers.margins(chats) >= 0
         refused: Array = np.zeros(len(chats), bool)
-        for sign, rows in ((1, np.flatnonzero(flagged)), (-1, np.flatnonzero(~flagged))):
+        for sign, is_sent in ((1, flagged), (-1, ~flagged)):
+            rows = np.flatnonzero(is_sent).tolist()
             some = [chats[row] for row in rows]
             if some:
                 refused[rows] = self._refused(some, self._answers.always(steered.line(sign), some))

@@ -57,7 +57,37 @@ def test_safe_prompts_play_no_part_in_the_fit() -> None:
         moved = before + shift * ~UNSAFE[:, None, None]
         detector = Transition((BEFORE, AFTER))
         detectors.append(detector.fit(readings_of(moved, after), targets_of(UNSAFE), seed=0))
-    np.testing.assert_array_equal(detectors[0].state()["reference"], detectors[1].reference_)
+    np.testing.assert_array_equal(*(of.state()["reference"] for of in detectors))
+
+
+def test_a_centred_score_is_measured_from_the_middle_of_both_labels() -> None:
+    before, after = drawn(5)
+    detector = Transition((BEFORE, AFTER), centred=True)
+    detector.fit(readings_of(before, after), targets_of(UNSAFE), seed=0)
+    moved = before.astype(float) - after
+    means = [moved[rows].mean(0) for rows in (UNSAFE, ~UNSAFE)]
+    fresh = drawn(3, seed=1)
+    expected = []
+    for transition in fresh[0].astype(float) - fresh[1]:
+        cosines = []
+        for layer in range(len(LAYERS)):
+            away = transition[layer] - (means[0][layer] + means[1][layer]) / 2
+            towards = means[0][layer] - means[1][layer]  # half of it, to no effect
+            cosines.append(away @ towards / np.sqrt((away @ away) * (towards @ towards)))
+        expected.append(np.mean(cosines))
+    found = detector.decision_function(readings_of(*fresh))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_what_a_word_does_to_all_prompts_is_no_part_of_a_centred_score() -> None:
+    before, after = drawn(5)
+    common = 50 * np.ones((1, len(LAYERS), 6), np.float32)
+    scores = []
+    for shift in (0, common):
+        detector = Transition((BEFORE, AFTER), centred=True)
+        detector.fit(readings_of(before + shift, after), targets_of(UNSAFE), seed=0)
+        scores.append(detector.decision_function(readings_of(before + shift, after)))
+    np.testing.assert_allclose(scores[0], scores[1], rtol=1e-4, atol=1e-5)
 
 
 def test_a_state_that_does_not_move_is_like_nothing() -> None:
@@ -112,4 +142,6 @@ def test_reads_without_the_prompts_end_are_refused(reads: tuple[Read, ...]) -> N
 @pytest.mark.parametrize("shape", [(3, 6), (6,), (2, 6, 1)])
 def test_a_reference_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(DataError, match="shape"):
-        Transition((BEFORE, AFTER)).load_state({"reference": np.ones(shape)})
+        Transition((BEFORE, AFTER)).load_state(
+            {"centre": np.zeros(shape), "reference": np.ones(shape)}
+        )
