@@ -1,11 +1,9 @@
 """Compares responders behind the detector on held-out prompts, and writes the whole trade-off.
 
 Responders that are trained are trained with their defaults on the prompts that ship, unless an
-artifact is there; name them with `--responders` to use others. The gate is a detector of the same
-model: the packaged one for the embedded model, for another one what `--detector` names, such as
-
-    demur fit --model M -d linear_ensemble --data src/demur/datasets/written.jsonl \
-        --data src/demur/datasets/starter.jsonl --out GATE
+artifact is there; name them with `--responders` to use others. The gate is the packaged detector
+for the embedded model; for another one it is fitted (`benchmarks.gate`), unless `--detector` names
+one.
 
     DEMUR_DATA=FOLDER python -m benchmarks.responders [--model M] [--detector GATE]
 """
@@ -17,6 +15,7 @@ from pathlib import Path
 
 import demur
 from benchmarks.arms import held_out_cases, tell
+from benchmarks.gate import fitted_gate
 from demur.core.examples import Example
 from demur.core.folders import MANIFEST
 from demur.core.registry import load
@@ -64,7 +63,7 @@ def main() -> None:
     """Run the benchmark and write its results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="embedded", help="the embedded one, a folder or a file")
-    parser.add_argument("--detector", default="pretrained", help="the gate")
+    parser.add_argument("--detector", help="the gate; default: packaged, or fitted for the model")
     parser.add_argument("--responders", nargs="*", help="default: all, trained where they are not")
     parser.add_argument("--max-tokens", type=int, default=48, help="of a reply")
     parser.add_argument("--share", type=float, default=1.0, help="of the prompts")
@@ -74,6 +73,9 @@ def main() -> None:
     options = parser.parse_args()
     started = time.perf_counter()
     cases = held_out_cases(DemurData(), share=options.share)
+    gate = options.detector or (
+        "pretrained" if options.model == "embedded" else str(fitted_gate(options.model))
+    )
     engine = TransformersEngine.load(options.model, max_batch=ROOM)
     name = engine.model_id.name
     lines = options.responders or [
@@ -82,7 +84,7 @@ def main() -> None:
     ]
     study = Responders(
         responders=tuple(lines),
-        detector=options.detector,
+        detector=gate,
         num_prompts=len(cases.examples),
         max_tokens=options.max_tokens,
         num_alone=options.alone,

@@ -1,6 +1,9 @@
 """SafeSwitch end to end: its second stage, its refusal head, and what a gate makes of both.
 
-DEMUR_DATA=FOLDER python -m benchmarks.safeswitch [--models embedded,FILE] [--share 1] [--json]
+DEMUR_DATA=FOLDER python -m benchmarks.safeswitch [--model embedded --detector pretrained]
+    [--share 1] [--json]
+
+Both options may be repeated: a detector a model, of which it is stage one.
 
 The head learns from prompts and refusals written for demur, the stages from prompts of public sets
 and demur's own. All is measured on sets that nothing was fitted on; replies are greedy.
@@ -8,9 +11,8 @@ and demur's own. All is measured on sets that nothing was fitted on; replies are
 
 import argparse
 import json
-import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +27,16 @@ from benchmarks.safeswitch_stages import (
     Gate,
     are_varied,
     counts,
-    fit_stage_one,
     gates_of,
     labelled,
     probe,
     under_two_systems,
     unsafe_to_learn_from,
 )
+from demur.core.folders import MANIFEST
 from demur.core.readings import Array
 from demur.core.reads import PilotTokens
+from demur.core.trained import Trained
 from demur.core.training import Progress, Run
 from demur.core.types import Chat
 from demur.datasets import written
@@ -53,27 +56,26 @@ from demur.workflows.train import train
 
 RESULTS = Path(__file__).parent / "results"
 MAX_TOKENS = 48
-NUM_LEARNT = 360
-"""Unsafe prompts whose own replies stage two learns from."""
 NUM_TIMED = 20
-EMBEDDED = "embedded"
 
 
-def measure(model: str, *, share: float) -> dict[str, Any]:
+def measure(model: str, detector: str, *, share: float, num_learnt: int) -> dict[str, Any]:
     """Measure one model.
 
     Args:
         model: As `--model` takes it.
+        detector: Stage one, as `--detector` takes it.
         share: Of the prompts, over 0 to 1.
+        num_learnt: Unsafe prompts whose own replies stage two learns from.
     """
     started = time.perf_counter()
     data = DemurData()
     cases = held_out_cases(data, share=share)
     folder = cache_folder() / "benchmarks" / "safeswitch" / Path(model).stem
-    stage_one = _stage_one(model, folder)
-    arms = Arms(model, cases, detector=str(stage_one), max_tokens=MAX_TOKENS)
+    arms = Arms(model, cases, detector=detector, max_tokens=MAX_TOKENS)
+    stage_one = find_artifact(detector, arms.engine.model_id)
     base = arms.base()
-    learnt = labelled(arms, unsafe_to_learn_from(data, most=round(share * NUM_LEARNT)))
+    learnt = labelled(arms, unsafe_to_learn_from(data, most=num_learnt))
     tested = labelled(arms, [cases.examples[row] for row in cases.rows("unsafe")])
     found: dict[str, Any] = {
         "model": arms.engine.model_id.as_dict(),
@@ -81,14 +83,12 @@ def measure(model: str, *, share: float) -> dict[str, Any]:
         "own_replies": {"learnt": counts(learnt), "tested": counts(tested)},
         "stage_two": {},
     }
-    if are_varied(learnt) and are_varied(tested):
-        found["stage_two"]["as it is"] = probe(arms.engine, learnt, tested)
-    else:
-        some = unsafe_to_learn_from(data, most=round(share * NUM_LEARNT / 2))
-        learnt, tested = (
-            labelled(arms, under_two_systems(examples)) for examples in (some, tested)
-        )
-        found["stage_two"]["under two system prompts"] = probe(arms.engine, learnt, tested)
+    name, replies = "as it is", [*learnt, *tested]
+    if not are_varied(replies):
+        some = unsafe_to_learn_from(data, most=num_learnt // 2)
+        name, replies = "under two system prompts", labelled(arms, under_two_systems(some))
+        learnt = replies
+    found["stage_two"][name] = probe(arms.engine, replies)
     found["pilot"] = _pilot_cost(arms.engine, arms.chats[:NUM_TIMED])
     found["head"] = _train_head(model, folder / "head")
     always = arms.under(f"refusal_head:{folder / 'head'}")
@@ -96,15 +96,6 @@ def measure(model: str, *, share: float) -> dict[str, Any]:
     found |= _compared(base, always, gates, cases)
     found["seconds"] = time.perf_counter() - started
     return found
-
-
-def _stage_one(model: str, folder: Path) -> Path:
-    """Return the packaged detector's artifact, or one that is fitted for another model."""
-    engine = TransformersEngine.load(model)
-    if model == EMBEDDED:
-        return find_artifact("pretrained", engine.model_id)
-    tell(f"fitting stage one for {engine.model_id.name}")
-    return fit_stage_one(engine, folder / "stage_one")
 
 
 def _pilot_cost(engine: TransformersEngine, chats: Sequence[Chat]) -> dict[str, float]:
@@ -126,8 +117,24 @@ def _pilot_cost(engine: TransformersEngine, chats: Sequence[Chat]) -> dict[str, 
 
 
 def _train_head(model: str, out: Path) -> dict[str, Any]:
-    """Train the refusal head on written prompts, and return what was measured."""
-    shutil.rmtree(out, ignore_errors=True)
+    """Train the refusal head on written prompts unless it lies there, and return what it says."""
+    trainer = RefusalHeadTrainer()
+    if not (out / MANIFEST).is_file() or _made_by(out) != trainer.hyper_parameters():
+        train(trainer, written.load("train"), Run(model, report=_show()), out)
+    provenance = Trained.read(out).provenance
+    return {
+        "hyper_parameters": provenance["hyper_parameters"],
+        "metrics": provenance["metrics"],
+        "megabytes": (out / "model.safetensors").stat().st_size / 1e6,
+    }
+
+
+def _made_by(out: Path) -> Any:
+    return Trained.read(out).provenance["hyper_parameters"]
+
+
+def _show() -> Callable[[Progress], None]:
+    """Return what tells of each stage as it begins and ends."""
     last = [""]
 
     def show(progress: Progress) -> None:
@@ -135,15 +142,7 @@ def _train_head(model: str, out: Path) -> dict[str, Any]:
             tell(f"head: {progress.stage} {progress.done} of {progress.total}")
             last[0] = progress.stage
 
-    started = time.perf_counter()
-    trainer = RefusalHeadTrainer()
-    outcome = train(trainer, written.load("train"), Run(model, report=show), out)
-    return {
-        "hyper_parameters": trainer.hyper_parameters(),
-        "metrics": dict(outcome.metrics),
-        "seconds": time.perf_counter() - started,
-        "megabytes": (out / "model.safetensors").stat().st_size / 1e6,
-    }
+    return show
 
 
 def _compared(
@@ -220,17 +219,25 @@ def _auroc(scores: Array, wanted: Array, group: Array) -> dict[str, Any]:
 def main() -> None:
     """Measure, write the results, and print them."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--models", default=EMBEDDED, help="separated by commas")
+    parser.add_argument("--model", action="append", help="repeats; the embedded one by default")
+    parser.add_argument("--detector", action="append", help="stage one of each model")
     parser.add_argument("--share", type=float, default=1.0, help="of the prompts, for a trial")
+    parser.add_argument(
+        "--learnt", type=int, default=360, help="prompts that stage two learns from"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--json", action="store_true", help="print JSON instead of the report")
     options = parser.parse_args()
+    models, detectors = options.model or ["embedded"], options.detector or ["pretrained"]
     results = {
         "machine": describe_machine(),
         "fpr": FPR,
         "reach": REACH,
         "max_tokens": MAX_TOKENS,
-        "models": [measure(model, share=options.share) for model in options.models.split(",")],
+        "models": [
+            measure(model, detector, share=options.share, num_learnt=options.learnt)
+            for model, detector in zip(models, detectors, strict=True)
+        ],
     }
     text = report(results)
     (options.out / "safeswitch.json").write_text(json.dumps(results, indent=2), encoding="utf-8")

@@ -40,12 +40,12 @@ def _stage_two(found: Mapping[str, Any]) -> Iterator[str]:
         f"{own['prompts']} unsafe prompts where both labellers agree."
     )
     for name, of in found["stage_two"].items():
-        learnt, tested = of["learnt"], of["tested"]
+        prompts = of["prompts"]
         yield ""
         yield (
-            f"Stage two, {name}: AUROC of complied against refused on {tested['complied']} and "
-            f"{tested['refused']} replies of sets that it did not learn from; it learnt from "
-            f"{learnt['complied']} and {learnt['refused']}."
+            f"Stage two, {name}: AUROC of {prompts['complied']} unsafe prompts that were complied "
+            f"with against {prompts['refused']} that were refused, each scored by a fit without "
+            "its fold; no group of prompts stands in two folds."
         )
         yield ""
         yield "| stage two | tokens of the reply | AUROC | over no token, paired |"
@@ -69,9 +69,8 @@ def _head(found: Mapping[str, Any]) -> Iterator[str]:
     metrics = head["metrics"]
     yield ""
     yield (
-        f"The head took {head['seconds']:.0f} s to train and has {head['megabytes']:.0f} MB. "
-        f"Held-out refusals: {metrics['nll_refusals_before']:.2f} to "
-        f"{metrics['nll_refusals_after']:.2f} nats a token; the words of ordinary prompts: "
+        f"The head has {head['megabytes']:.0f} MB. Held-out refusals: "
+        f"{metrics['nll_refusals_before']:.2f} to {metrics['nll_refusals_after']:.2f} nats a token; the words of ordinary prompts: "
         f"{metrics['nll_ordinary_before']:.2f} to {metrics['nll_ordinary_after']:.2f}."
     )
 

@@ -49,7 +49,7 @@ SEGMENTS = ("former", "middle", "latter")
 RATES = (0.05, 0.1, 0.2, 0.3)
 """False-positive rates on benign validation prompts, of which the threshold has the one that sets
 both labels furthest apart there."""
-TRAIN_ROWS, VAL_ROWS = 16, 40
+TRAIN_ROWS, VAL_ROWS = 16, 16
 """Most prompts of one source and label that the score is fitted on, and that its threshold is set
 on; the paper's 64 unsafe prompts are four sources of these."""
 NUM_UNCHANGED = 12

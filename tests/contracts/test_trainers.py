@@ -27,6 +27,10 @@ from tests.model_folder import CommandLine, Workplace, labelled_prompts
 
 METHODS = registry.methods("trainers")
 QUICK: Mapping[str, Mapping[str, Any]] = {
+    "candidate_reranking": {
+        "num_prompts": 12, "num_held_out": 4, "least_auroc": 0.5,
+        "draft": True, "draft_replies": 8, "draft_tokens": 2, "draft_epochs": 1,
+    },
     "refusal_head": {"epochs": 1, "max_reply_tokens": 48, "num_prompts": 12},
     "steering": {"num_anchors": 8, "preserve": 0.5, "num_reply_tokens": 2},
     "soft_prompt": {

@@ -53,7 +53,7 @@ class RefusalHeadTrainer(Trainer):
     """Towards the model's own matrix, 0 or more (the paper's 0.02, towards 0)."""
     max_reply_tokens: int = 128
     """Of a refusal, over 0; a longer one is cut, and then has no end token (the paper's 512)."""
-    num_prompts: int = 400
+    num_prompts: int = 200
     """Unsafe prompts that are drawn from the examples, 2 or more (the paper's 5,660)."""
     batch_tokens: int = 512
     """Tokens a step, over 0."""
