@@ -191,5 +191,5 @@ class Prepared:
         after = self.reader.all_states(placed, embeddings)
         logits = [self.behaviour.logit("compliance", states) for states in (before, after)]
         drift = self.behaviour.drift(after, before)
-        arrays = [values.double().cpu().numpy() for values in (*logits, drift)]
-        return Moves(*arrays, is_safe=harmless_of(examples) == 1)
+        earlier, later, drifted = (of.double().cpu().numpy() for of in (*logits, drift))
+        return Moves(earlier, later, drifted, harmless_of(examples) == 1)
