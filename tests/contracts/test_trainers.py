@@ -34,8 +34,8 @@ QUICK: Mapping[str, Mapping[str, Any]] = {
     "refusal_head": {"epochs": 1, "max_reply_tokens": 48, "num_prompts": 12},
     "steering": {"num_anchors": 8, "preserve": 0.5, "num_reply_tokens": 2},
     "soft_prompt": {
-        "text": "Be careful.", "num_prompts": 6, "steps": 2, "batch_size": 4,
-        "max_tokens": 128, "num_components": 12,
+        "text": "Be careful.", "num_prompts": 8, "steps": 2, "batch_size": 4,
+        "max_tokens": 128, "num_components": 8,
     },
 }  # fmt: skip
 """Hyper-parameters by name under which a trainer is done in a second or two."""

@@ -18,7 +18,7 @@ SMALL = (
     "steps=4",
     "batch_size=4",
     "max_tokens=128",
-    "num_components=12",
+    "num_components=8",
     "text=Be careful.",
 )
 
@@ -40,7 +40,7 @@ def test_a_soft_prompt_is_trained_and_answers_flagged_prompts(
     prompts = write_texts(tmp_path / "prompts.jsonl", ["the MARKER ran", "the river ran"])
     answered = demur(
         "reply", *workplace.guarded, "--input", prompts, "--responder", f"soft_prompt:{out}",
-        "--max-tokens", 4,
+        "--max-tokens", 4, "--json",
     )  # fmt: skip
     assert answered.exit_code == 0, answered.stderr
     assert [row["route"] for row in answered.rows()] == ["soft_prompt", "pass"]

@@ -155,7 +155,7 @@ def test_the_gradient_agrees_with_finite_differences() -> None:
         return losses.total(harmlessness_weight=0.5, rest_weight=0.5).sum()
 
     point = (start + 0.1 * torch.tensor(rng.normal(size=start.shape))).requires_grad_()
-    loss(point).backward()
+    loss(point).backward()  # type: ignore[no-untyped-call]
     assert point.grad is not None
     for _ in range(5):
         way = torch.tensor(rng.normal(size=start.shape))

@@ -85,7 +85,7 @@ def test_a_template_without_a_system_role_holds_the_soft_prompt_in_the_user_turn
 def test_gradients_reach_the_embeddings_alone(model: LoadedModel) -> None:
     reader, before = SoftPromptReader(model, TEXT), state_hash(model)
     embeddings = reader.initial().requires_grad_()
-    reader.states(placed_in(reader), embeddings).square().sum().backward()
+    reader.states(placed_in(reader), embeddings).square().sum().backward()  # type: ignore[no-untyped-call]
     assert embeddings.grad is not None
     assert (embeddings.grad.abs().sum(1) > 0).all()
     assert all(weight.grad is None for weight in model.model.parameters())
@@ -99,7 +99,7 @@ def test_a_batch_has_the_gradient_of_its_prompts_one_by_one() -> None:
     def gradient(parts: list[list[Placed]]) -> Tensor:
         embeddings = reader.initial().requires_grad_()
         for part in parts:
-            reader.states(part, embeddings).pow(3).sum().backward()
+            reader.states(part, embeddings).pow(3).sum().backward()  # type: ignore[no-untyped-call]
         assert embeddings.grad is not None
         return embeddings.grad
 

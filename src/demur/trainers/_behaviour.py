@@ -1,4 +1,4 @@
-"""What a model's last state says of its behaviour: four coordinates, and two logits on them.
+"""What a model's last state says of its behaviour: a few coordinates, and two logits on them.
 
 x is the normed state at a prompt's last token. The coordinates are those of its first principal
 components, each divided by its standard deviation; the rest is x less its projection onto them,

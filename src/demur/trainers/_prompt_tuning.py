@@ -81,7 +81,7 @@ def tune(
                 harmlessness_weight=tuning.harmlessness_weight, rest_weight=tuning.rest_weight
             )
             share = total.sum() / len(rows)
-            share.backward()
+            share.backward()  # type: ignore[no-untyped-call]
             loss += float(share.detach())
             num_tokens += sum(len(placed[row].prompt) - placed[row].where.stop for row in some)
         torch.nn.utils.clip_grad_norm_([embeddings], MAX_NORM, error_if_nonfinite=True)

@@ -1,7 +1,7 @@
 """DRO: trains a safety prompt's embeddings to part unsafe from safe prompts in the model's states.
 
 Under several human-written safety prompts it is read how the model's last states go with what it
-does: four principal components, and on them one logistic model of compliance and one of
+does: a few principal components, and on them one logistic model of compliance and one of
 harmlessness. Then the embeddings of one safety prompt are trained through the frozen model, so that
 unsafe prompts become less likely to be complied with than under the text, and safe ones more, while
 everything else in the states stays where it is.
@@ -14,9 +14,11 @@ compliance against openings of refusals (English ones, so English prompts are dr
 over prompts and safety prompts and mapped to 0..1, so that a model which hardly ever refuses has
 labels that differ, too. The logistic models are penalised (C = 1) on coordinates of unit variance,
 in place of an average of ten that are stopped early; both must be better than chance on held-out
-prompts. L_U is in units of the spread of prompts outside the four components, so that its weight
-does not depend on the model. Batches hold as many unsafe as safe prompts; 80 prompts, 50 steps and
-batches of 16 in place of 200, 160 and 50.
+prompts. L_U is in units of the spread of prompts outside the components, so that its weight does
+not depend on the model. Eight components in place of four: the paper's prompts are all questions of
+one form, and of packaged ones, of many forms, the first four told nothing of compliance. Batches
+hold as many unsafe as safe prompts; 80 prompts, 50 steps and batches of 16 in place of 200, 160
+and 50.
 """
 
 from collections.abc import Sequence
@@ -62,7 +64,7 @@ class SoftPromptTrainer(Trainer):
     """Of L_h, 0 or more; the paper's 0.01."""
     rest_weight: float = 0.001
     """Of L_U, 0 or more; the paper's 0.001, on another scale."""
-    num_components: int = 4
+    num_components: int = 8
     """Coordinates of the states that tell behaviour; the paper's 4."""
     max_tokens: int = 96
     """Longer prompts, the template's tokens counted, are left out."""
@@ -189,5 +191,5 @@ class Prepared:
         after = self.reader.all_states(placed, embeddings)
         logits = [self.behaviour.logit("compliance", states) for states in (before, after)]
         drift = self.behaviour.drift(after, before)
-        arrays = [values.double().cpu().numpy() for values in (*logits, drift)]
-        return Moves(*arrays, is_safe=harmless_of(examples) == 1)
+        earlier, later, drifted = (of.double().cpu().numpy() for of in (*logits, drift))
+        return Moves(earlier, later, drifted, harmless_of(examples) == 1)
