@@ -270,7 +270,8 @@ def measure(of: Comparison, made: Artifacts) -> Figures:
     one = of.under([made.line(fields=",top_k=1")], few)
     same = [a.token_ids == b.token_ids for a, b in zip(one, of.base(few), strict=True)]
     timed = {name: made.arms()[name][0] for name in ("rds", "rds, draft")}
-    effects, over_random = (), None
+    effects: tuple[Effect, ...] = ()
+    over_random = None
     if can.mean() >= LEAST_REACH:
         effects, over_random = compared(of, made, unsafe[can])
     return Figures(
@@ -321,7 +322,8 @@ def within_reach(of: Comparison, rows: Array) -> tuple[Array, Array]:
 
 def spread(rows: Array, number: int) -> Array:
     """Return some rows, spread evenly."""
-    return rows[np.linspace(0, len(rows) - 1, number).astype(int)]
+    found: Array = rows[np.linspace(0, len(rows) - 1, number).astype(int)]
+    return found
 
 
 def main() -> None:

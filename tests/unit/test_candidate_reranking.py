@@ -121,7 +121,8 @@ def test_states_of_replies_side_by_side_are_those_of_each_alone(model: LoadedMod
 
 def test_a_reply_that_leaves_the_context_is_refused() -> None:
     prompt = TransformersEngine(tiny()).render(CHAT)
-    for replies in ([[]], [[65] * 500]):
+    every: list[list[list[int]]] = [[[]], [[65] * 500]]
+    for replies in every:
         with pytest.raises(DataError, match="at most 512 together"):
             states_of_replies(tiny(), prompt, replies, READ)
 

@@ -1,6 +1,7 @@
 """Draft heads: what they guess, how a reply goes on by them, and how they are trained."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -87,7 +88,8 @@ def test_a_reply_by_a_draft_is_that_of_a_loop_without_a_cache(
     model: LoadedModel, read: CaptureSpec, tmp_path: Path
 ) -> None:
     prompt, head = prompt_of(model), random_draft(model, read)
-    ids, pairs = list(prompt.token_ids), []
+    ids = list(prompt.token_ids)
+    pairs: list[Any] = []
     for _ in range(NUM_TOKENS):
         before = state_at(model, ids, read)
         candidates = next_logits(model, ids).topk(TOP_K).indices.tolist()

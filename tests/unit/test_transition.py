@@ -57,7 +57,8 @@ def test_safe_prompts_play_no_part_in_the_fit() -> None:
         moved = before + shift * ~UNSAFE[:, None, None]
         detector = Transition((BEFORE, AFTER))
         detectors.append(detector.fit(readings_of(moved, after), targets_of(UNSAFE), seed=0))
-    np.testing.assert_array_equal(*(of.state()["reference"] for of in detectors))
+    first, second = (of.state()["reference"] for of in detectors)
+    np.testing.assert_array_equal(first, second)
 
 
 def test_a_centred_score_is_measured_from_the_middle_of_both_labels() -> None:

@@ -148,7 +148,7 @@ class DraftTraining:
             for row in torch.randperm(len(replies), generator=generator).tolist():
                 loss = self._loss(replies[row], scale)
                 optimiser.zero_grad()
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
                 torch.nn.utils.clip_grad_norm_(parameters, MAX_NORM)
                 optimiser.step()
                 schedule.step()
@@ -220,7 +220,8 @@ def draw_tries(loaded: LoadedModel, prompt: Prompt, rule: Reranking, num_tokens:
     below = CaptureSpec((layer - 1,)) if layer else None
     cache = DynamicCache()
     logits, last = read_on(loaded, prompt.token_ids, cache, [read])
-    before, ids, states, inputs, chosen = [], [], [], [], []
+    ids: list[Tensor] = []
+    before, states, inputs, chosen = [], [], [], []
     state = torch.from_numpy(last[read][0]).to(device)
     while len(ids) < num_tokens and cache.get_seq_length() < loaded.max_tokens:
         candidates = rule.candidates(logits)
@@ -260,7 +261,8 @@ def ridge(inputs: Tensor, wanted: Tensor, *, share: float) -> Tensor:
     x, y = inputs.double(), wanted.double()
     gram = x.T @ x
     penalty = share * gram.diagonal().clamp_min(1e-12)
-    return torch.linalg.solve(gram + torch.diag(penalty), x.T @ y).T
+    solved: Tensor = torch.linalg.solve(gram + torch.diag(penalty), x.T @ y)
+    return solved.T
 
 
 def _embedded(loaded: LoadedModel, ids: Tensor) -> Tensor:
