@@ -12,13 +12,12 @@ import numpy as np
 
 from demur.core.examples import Example
 from demur.core.readings import Array
-from demur.core.types import Chat
+from demur.core.types import Chat, Dtype
 from demur.datasets.demur_data import DemurData
 from demur.engines.transformers import TransformersEngine
 from demur.guard.calibrated import CalibratedDetector
 from demur.guard.kept_replies import KeptReply
 from demur.guard.loading import load_detector
-from demur.modeling.load import Dtype
 from demur.studies._answers import Answers
 from demur.studies._cases import Cases, Role
 from demur.studies._outcomes import Labelling, Outcomes

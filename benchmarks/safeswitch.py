@@ -104,7 +104,7 @@ def measure(model: str, detector: str, *, share: float, num_learnt: int) -> dict
 
 def _pilot_cost(engine: TransformersEngine, chats: Sequence[Chat]) -> dict[str, float]:
     """Return what three tokens of a reply cost beside the prompt, in milliseconds a prompt."""
-    renderer = ChatRenderer(engine.loaded.tokenizer, name=engine.model_id.name)
+    renderer = ChatRenderer.of(engine.loaded)
     reads = TentativeReads(engine.loaded, renderer)
     read = PilotTokens(3, (-1,), "final_norm")
     plain, begun = [], []

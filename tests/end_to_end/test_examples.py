@@ -3,6 +3,7 @@
 import re
 import runpy
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,18 +28,28 @@ def model_path(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.slow
-def test_safeswitch_answers_what_its_detector_flags(
+@pytest.fixture
+def printed(
     model_path: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setenv("DEMUR_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(sys, "argv", ["safeswitch.py", str(model_path)])
-    with on_one_thread():
-        runpy.run_path(str(EXAMPLES / "safeswitch.py"))
-    lines = capsys.readouterr().out.splitlines()
+) -> Callable[[str], str]:
+    """Return what runs an example on the tiny model, and gives what it prints."""
+
+    def run(name: str) -> str:
+        monkeypatch.setenv("DEMUR_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(sys, "argv", [name, str(model_path)])
+        with on_one_thread():
+            runpy.run_path(str(EXAMPLES / name))
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.mark.slow
+def test_safeswitch_answers_what_its_detector_flags(printed: Callable[[str], str]) -> None:
+    lines = printed("safeswitch.py").splitlines()
     assert len(lines) == 12
     assert all(line.startswith(("safe: ", "unsafe: ")) for line in lines)
     assert all(": pass: " in line or ": refusal_head: " in line for line in lines)
@@ -46,16 +57,8 @@ def test_safeswitch_answers_what_its_detector_flags(
 
 @pytest.mark.slow
 def test_steering_turns_every_prompt_one_way_or_the_other(
-    model_path: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    printed: Callable[[str], str],
 ) -> None:
-    monkeypatch.setenv("DEMUR_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(sys, "argv", ["steering.py", str(model_path)])
-    with on_one_thread():
-        runpy.run_path(str(EXAMPLES / "steering.py"))
-    printed = capsys.readouterr().out
-    routes = re.findall(r"^(\w+) -?\d\.\d+ ", printed, re.MULTILINE)
+    routes = re.findall(r"^(\w+) -?\d\.\d+ ", printed("steering.py"), re.MULTILINE)
     assert len(routes) == 2
     assert set(routes) <= {"steer_to_refusal", "soften"}

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from demur.core.errors import ConfigError, DataError, MissingPackageError
+from demur.core.types import Dtype
 from demur.modeling.gguf import cache_folder, unpack
-from demur.modeling.load import EMBEDDED_FILE, EMBEDDED_NAME, Dtype, load, locate
+from demur.modeling.load import EMBEDDED_FILE, EMBEDDED_NAME, load, locate
 from tests.model_folder import save_model
 from tests.tiny import tiny
 

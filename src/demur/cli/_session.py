@@ -20,11 +20,10 @@ from rich.text import Text
 import demur
 from demur.core.errors import ConfigError, DataError
 from demur.core.examples import Example
-from demur.core.types import Chat
+from demur.core.types import Chat, Dtype
 from demur.datasets.rows import Row, read_rows
 from demur.engines.transformers import TransformersEngine
 from demur.guard import Guard
-from demur.modeling.load import Dtype
 from demur.workflows.capture import Progress as Captured
 from demur.workflows.capture import Report
 from demur.workflows.output import ResumableOutput

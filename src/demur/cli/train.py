@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 from rich.markup import escape
@@ -25,6 +25,7 @@ from demur.core.folders import require_replaceable
 from demur.core.registry import load
 from demur.core.training import Progress as Trained
 from demur.core.training import Report, Run, Trainer
+from demur.core.types import Dtype
 from demur.datasets import jsonl
 from demur.workflows import train as training
 
@@ -63,9 +64,8 @@ def train(
     require_replaceable(out)
     examples = [example for source in data or ["written"] for example in _rows(source)]
     with _progress() as report:
-        outcome = training.train(
-            trainer, examples, Run(model, dtype, seed=seed, report=report), out
-        )
+        run = Run(model, cast(Dtype, dtype), seed=seed, report=report)
+        outcome = training.train(trainer, examples, run, out)
     for metric, value in outcome.metrics.items():
         stderr.print(f"{escape(metric)}: {value:.4g}", highlight=False)
     line = f"{trainer.makes}:{out}"

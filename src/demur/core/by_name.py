@@ -17,6 +17,7 @@ from demur.core.protocols import Detector
 from demur.core.reads import CaptureSpec, Read
 
 _BETWEEN_FIELDS = re.compile(r",(?=\w+=)")
+_FOLDERS = re.compile(r"[^:=,]*/")
 _NAMED = re.compile(r"(\w+)=(.*)", re.DOTALL)
 
 
@@ -55,6 +56,15 @@ def parse(text: str, *, kind: str = "detectors") -> tuple[str, dict[str, Any]]:
             raise ConfigError(f"{text!r}: {name} has no field {key!r}, expected some of {known}")
         values[key] = _value(value)
     return name, values
+
+
+def without_folders(text: str) -> str:
+    """Return a line without the folders on the way to what it names: where they lie is private.
+
+    >>> without_folders("guard_model:models/shieldgemma-2b,num_calibrated=0")
+    'guard_model:shieldgemma-2b,num_calibrated=0'
+    """
+    return _FOLDERS.sub("", text)
 
 
 def make(name: str, fields: Mapping[str, Any], *, reads: tuple[Read, ...] = ()) -> Detector:

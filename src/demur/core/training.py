@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from demur.core.examples import Example
 from demur.core.readings import Array
-from demur.core.types import ModelId
+from demur.core.types import Dtype, ModelId
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Run:
 
     model: str = "embedded"
     """As `modeling.load.load` takes it."""
-    dtype: str = "auto"
+    dtype: Dtype = "auto"
     device: str = "auto"
     seed: int = 0
     report: Report = silent

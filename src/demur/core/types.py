@@ -13,6 +13,7 @@ from demur.core.errors import ConfigError, DataError
 
 Role = Literal["system", "user", "assistant", "tool"]
 SpanKind = Literal["system", "user", "assistant", "tool", "generation_prompt", "reply"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 def require_unicode(text: str) -> None:

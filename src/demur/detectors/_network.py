@@ -6,6 +6,7 @@ import numpy as np
 
 from demur.core.errors import DataError
 from demur.core.readings import Array
+from demur.detectors._states import require_width
 
 
 class Network:
@@ -54,11 +55,7 @@ class Network:
             DataError: The states have another number of features.
         """
         mean, scale = self.arrays["mean"], self.arrays["scale"]
-        if states.shape[1] != len(mean):
-            raise DataError(
-                f"states have shape {states.shape}: expected [prompt, {len(mean)}], all reads "
-                "and layers joined"
-            )
+        require_width(states, len(mean))
         scores = np.empty(len(states))
         # One prompt at a time: a matrix product would round a prompt's score differently with the
         # number of its neighbours.

@@ -24,6 +24,19 @@ def without_constants(mean: Array, scale: Array) -> Array:
     return np.where(scale < 1e-8 * np.abs(mean) + 1e-12, np.inf, scale)
 
 
+def require_width(states: Array, num_features: int) -> None:
+    """Refuse states [prompt, feature] of another number of features.
+
+    Raises:
+        DataError: They are.
+    """
+    if states.shape[1] != num_features:
+        raise DataError(
+            f"states have shape {states.shape}: expected [prompt, {num_features}], all reads and "
+            "layers joined"
+        )
+
+
 def row_scores(states: Array, weights: Array) -> Array:
     """Return the products of each state with several weight vectors, [prompt, output], float64.
 

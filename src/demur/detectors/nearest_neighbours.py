@@ -25,7 +25,7 @@ from demur.core.protocols import Detector, Targets
 from demur.core.readings import Array, Readings
 from demur.core.readout import joined
 from demur.core.reads import CaptureSpec, middle_layer
-from demur.detectors._states import mean_and_scale
+from demur.detectors._states import mean_and_scale, require_width
 
 __all__ = ["NearestNeighbours"]
 
@@ -134,11 +134,7 @@ class _Neighbours:
             DataError: The states have another number of features.
         """
         mean, scale = self.arrays["mean"], self.arrays["scale"]
-        if states.shape[1] != len(mean):
-            raise DataError(
-                f"states have shape {states.shape}: expected [prompt, {len(mean)}], all reads "
-                "and layers joined"
-            )
+        require_width(states, len(mean))
         scores = np.empty(len(states))
         # One prompt at a time: a matrix product would round a prompt's score differently with the
         # number of its neighbours.

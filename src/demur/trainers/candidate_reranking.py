@@ -29,10 +29,10 @@ from demur.core.readings import Array
 from demur.core.reads import CaptureSpec, Site
 from demur.core.training import Outcome, Progress, Run, Trainer
 from demur.core.types import Prompt
-from demur.modeling.capture import capture
 from demur.modeling.chat import ChatRenderer
 from demur.modeling.load import LoadedModel, load
 from demur.trainers._draft_training import DraftTraining
+from demur.trainers._last_states import states_of
 from demur.trainers._state_classifier import NUM_TOKENS, Separation, StateClassifier, separation
 
 __all__ = ["CandidateReranking"]
@@ -118,8 +118,8 @@ class CandidateReranking(Trainer):
             DataError: There are too few prompts, or the scores do not tell refusals from
                 compliance.
         """
-        loaded = load(run.model, dtype=run.dtype, device=run.device)  # type: ignore[arg-type]
-        renderer = ChatRenderer(loaded.tokenizer, name=loaded.model_id.name)
+        loaded = load(run.model, dtype=run.dtype, device=run.device)
+        renderer = ChatRenderer.of(loaded)
         every = {label: _by_group(loaded, renderer, examples, label) for label in LABELS}
         fitted_on, held_out = self._parted(every, run.seed)
         classifier = self._classifier(loaded, fitted_on, run)
@@ -192,12 +192,9 @@ class CandidateReranking(Trainer):
 
     def _classifier(self, loaded: LoadedModel, prompts: Sides, run: Run) -> StateClassifier:
         every = [*prompts["unsafe"], *prompts["safe"]]
-        states = []
-        for done, prompt in enumerate(every, start=1):
-            states.append(capture(loaded.parts, [prompt], [self.read]).pooled(self.read)[0, 0])
-            _tell(run, "prompts", len(every), done)
+        states = states_of(loaded, every, self.read, stage="prompts", run=run)
         return StateClassifier.fit(
-            np.stack(states),
+            states[:, 0],
             np.repeat([True, False], [len(prompts["unsafe"]), len(prompts["safe"])]),
             num_components=self.num_components,
             c=self.c,

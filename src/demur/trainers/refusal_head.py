@@ -17,7 +17,7 @@ five other languages) in place of replies of another model to each prompt.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from demur.core.examples import Example
 from demur.core.readings import Array
 from demur.core.training import Outcome, Progress, Run, Trainer
 from demur.modeling.chat import ChatRenderer
-from demur.modeling.load import Dtype, LoadedModel, load
+from demur.modeling.load import LoadedModel, load
 from demur.modeling.output_head import Stretch, log_probs, states_before
 from demur.trainers._head_fit import Plan, fit_rows
 from demur.trainers._refusals import refusals_to
@@ -85,7 +85,7 @@ class RefusalHeadTrainer(Trainer):
             DataError: There are no two groups of unsafe prompts, or a prompt is too long.
         """
         learnt, held = self._parted(examples, run.seed)
-        loaded = load(run.model, dtype=cast(Dtype, run.dtype), device=run.device)
+        loaded = load(run.model, dtype=run.dtype, device=run.device)
         texts = _Texts(loaded)
         said = refusals_to([*learnt, *held], seed=run.seed)
         refusals = [
@@ -180,7 +180,7 @@ class _Texts:
 
     def __init__(self, loaded: LoadedModel) -> None:
         self._loaded = loaded
-        self._renderer = ChatRenderer(loaded.tokenizer, name=loaded.model_id.name)
+        self._renderer = ChatRenderer.of(loaded)
         own_end: int | None = loaded.tokenizer.eos_token_id
         self._ends = sorted(loaded.end_token_ids)[:1] if own_end is None else [own_end]
 

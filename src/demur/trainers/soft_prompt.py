@@ -97,7 +97,7 @@ class SoftPromptTrainer(Trainer):
             DataError: There are too few prompts; what the model does, or which prompts are
                 harmless, is told no better than by chance; or the soft prompt does the opposite.
         """
-        loaded = load(run.model, dtype=run.dtype, device=run.device)  # type: ignore[arg-type]  # load checks the names
+        loaded = load(run.model, dtype=run.dtype, device=run.device)
         prepared = self.prepare(loaded, examples, run)
         embeddings, curve = self.tune(prepared, harmless_of(prepared.train), run)
         moves = prepared.moves(prepared.held_out, embeddings)
@@ -116,7 +116,7 @@ class SoftPromptTrainer(Trainer):
         Raises:
             DataError: See `train`.
         """
-        renderer = ChatRenderer(loaded.tokenizer, name=loaded.model_id.name)
+        renderer = ChatRenderer.of(loaded)
         train, held_out = draw(
             examples,
             num_prompts=self.num_prompts,

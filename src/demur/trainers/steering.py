@@ -25,17 +25,16 @@ from transformers import DynamicCache
 from demur.core.errors import ConfigError
 from demur.core.examples import Example
 from demur.core.interventions import FromPosition, first_position
-from demur.core.protocols import whole
 from demur.core.readings import Array
 from demur.core.reads import CaptureSpec
 from demur.core.training import Outcome, Progress, Run, Trainer
 from demur.core.types import Prompt
 from demur.modeling.capture import capture
 from demur.modeling.chat import ChatRenderer
-from demur.modeling.fast_capture import FastCapture
 from demur.modeling.load import LoadedModel, load
 from demur.trainers._anchors import Anchors, pick_anchors
 from demur.trainers._directions import Direction, directions
+from demur.trainers._last_states import states_of
 from demur.trainers._null_space import gates
 from demur.trainers._segments import Segment, chosen, segments
 
@@ -101,8 +100,8 @@ class Steering(Trainer):
             DataError: The examples have no two groups of each label, or preserved states leave
                 nothing to steer by.
         """
-        loaded = load(run.model, dtype=run.dtype, device=run.device)  # type: ignore[arg-type]
-        renderer = ChatRenderer(loaded.tokenizer, name=loaded.model_id.name)
+        loaded = load(run.model, dtype=run.dtype, device=run.device)
+        renderer = ChatRenderer.of(loaded)
         anchors = pick_anchors(examples, renderer, count=self.num_anchors, seed=run.seed)
         unsafe, safe = _last_states(loaded, anchors, run)  # each [pair, layer, d_model]
         found = directions(unsafe, safe, kind=self.direction, c=self.c)
@@ -153,13 +152,7 @@ def _last_states(loaded: LoadedModel, anchors: Anchors, run: Run) -> tuple[Array
     """Return the last states of the unsafe and the safe anchors, at all layers."""
     spec = CaptureSpec(tuple(range(len(loaded.parts.blocks))))
     prompts = [*anchors.unsafe, *anchors.safe]
-    parts, num_tokens = [], 0
-    for rows, readings in FastCapture(loaded.parts, [spec], prompts).read(prompts):
-        parts.append((rows, readings))
-        num_tokens += sum(len(prompts[row]) for row in rows)
-        done = sum(len(rows) for rows, _ in parts)
-        run.report(Progress("anchors", done, len(prompts), num_tokens=num_tokens))
-    states = whole(parts).pooled(spec)
+    states = states_of(loaded, prompts, spec, stage="anchors", run=run)
     return states[: len(anchors)], states[len(anchors) :]
 
 

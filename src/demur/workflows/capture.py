@@ -69,7 +69,7 @@ class Capturer:
         self, loaded: LoadedModel, *, root: Path | None = None, wrapper: str | None = None
     ) -> None:
         self._loaded = loaded
-        self._renderer = ChatRenderer(loaded.tokenizer, name=loaded.model_id.name)
+        self._renderer = ChatRenderer.of(loaded)
         self._max_tokens = loaded.max_tokens
         self._root = root or cache_folder() / "readings"
         self._own_passes = StoredPasses(OwnPasses(loaded), self._root / "own_passes")

@@ -2,16 +2,13 @@
 
 import hashlib
 import json
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
-import demur
 from demur.core.artifacts import Artifact, Calibration, save
 from demur.core.errors import ConfigError
 from demur.core.examples import Example, targets_of
@@ -32,6 +29,7 @@ from demur.guard import fingerprint
 from demur.guard.bounds import num_groups_needed
 from demur.guard.calibration import calibrate, supported_rates
 from demur.workflows.card import model_card
+from demur.workflows.machine import library_versions
 from demur.workflows.reply_scores import highest_scores
 
 FINGERPRINT_TOLERANCE = 0.25
@@ -213,8 +211,7 @@ def write_artifact(
         fingerprint=fingerprint.take(engine, fitted.detector),
         fingerprint_tolerance=float(FINGERPRINT_TOLERANCE * fitted.scores.std()),
         provenance={
-            "versions": {name: version(name) for name in ("torch", "transformers", "scikit-learn")}
-            | {"demur": demur.__version__, "python": platform.python_version()},
+            "versions": library_versions("torch", "transformers", "scikit-learn"),
             "train": describe_set(train),
             "val": describe_set(val),
             "metrics": dict(fitted.metrics),

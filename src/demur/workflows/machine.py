@@ -6,6 +6,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 
+def library_versions(*names: str) -> dict[str, str]:
+    """Return the versions of libraries, of demur and of Python, by name."""
+    found = {name: version(name) for name in ("demur", *names)}
+    return {**found, "python": platform.python_version()}
+
+
 def describe_machine() -> dict[str, object]:
     """Return the processor, cores, memory and library versions."""
     names = ("demur", "torch", "transformers", "numpy", "scikit-learn")

@@ -1,16 +1,14 @@
 """Trains a responder, and writes its artifact with a card."""
 
-import platform
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 
-import demur
 from demur.core.examples import Example
 from demur.core.folders import require_replaceable
 from demur.core.trained import save_trained
 from demur.core.training import Outcome, Run, Trainer
 from demur.workflows.fit import describe_set
+from demur.workflows.machine import library_versions
 
 
 def train(trainer: Trainer, examples: Sequence[Example], run: Run, out: Path) -> Outcome:
@@ -36,8 +34,7 @@ def train(trainer: Trainer, examples: Sequence[Example], run: Run, out: Path) ->
         tensors=outcome.tensors,
         fields=outcome.fields,
         provenance={
-            "versions": {name: version(name) for name in ("torch", "transformers")}
-            | {"demur": demur.__version__, "python": platform.python_version()},
+            "versions": library_versions("torch", "transformers"),
             "hyper_parameters": trainer.hyper_parameters(),
             "seed": run.seed,
             "train": trained_on,

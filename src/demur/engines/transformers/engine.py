@@ -22,7 +22,7 @@ from demur.core.protocols import (
 )
 from demur.core.readings import Array, Deferred, Readings, Values
 from demur.core.reads import ExtraRead, OwnPass, Read, TentativeRead, in_prefill
-from demur.core.types import Chat, ModelId, Prompt
+from demur.core.types import Chat, Dtype, ModelId, Prompt
 from demur.engines._monitoring import failed, heed_monitor
 from demur.engines._waiting import Waiting
 from demur.engines.transformers.batch import Batch, RerankedRow, Row
@@ -32,7 +32,7 @@ from demur.engines.transformers.starting import Start, Starter
 from demur.engines.transformers.text import TextStream
 from demur.modeling.capture import capture, recording
 from demur.modeling.chat import ChatRenderer
-from demur.modeling.load import Dtype, LoadedModel, load
+from demur.modeling.load import LoadedModel, load
 from demur.modeling.own_pass import OwnPasses
 from demur.modeling.tentative import TentativeReads
 
@@ -51,7 +51,7 @@ class TransformersEngine:
         self._loaded = loaded
         self._tokenizer = loaded.tokenizer
         self._device = loaded.device
-        self._renderer = ChatRenderer(loaded.tokenizer, name=loaded.model_id.name)
+        self._renderer = ChatRenderer.of(loaded)
         self._max_batch = max_batch
         self._max_tokens = loaded.max_tokens
         self._end_ids = loaded.end_token_ids
