@@ -3,7 +3,8 @@
 DEMUR_DATA=FOLDER python -m benchmarks.safeswitch [--model embedded --detector pretrained]
     [--share 1] [--json]
 
-Both options may be repeated: a detector a model, of which it is stage one.
+Both options may be repeated: a detector a model, of which it is stage one. What an earlier run
+found of other models stays in the results.
 
 The head learns from prompts and refusals written for demur, the stages from prompts of public sets
 and demur's own. All is measured on sets that nothing was fitted on; replies are greedy.
@@ -79,6 +80,7 @@ def measure(model: str, detector: str, *, share: float, num_learnt: int) -> dict
     tested = labelled(arms, [cases.examples[row] for row in cases.rows("unsafe")])
     found: dict[str, Any] = {
         "model": arms.engine.model_id.as_dict(),
+        "share": share,
         "stage_one": stage_one.name,
         "own_replies": {"learnt": counts(learnt), "tested": counts(tested)},
         "stage_two": {},
@@ -218,6 +220,13 @@ def _auroc(scores: Array, wanted: Array, group: Array) -> dict[str, Any]:
     return {"auroc": auroc(scores, wanted), "interval": GroupBootstrap.interval(draws["auroc"])}
 
 
+def _beside(path: Path, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return what was measured, after what an earlier run found of other models."""
+    names = {of["model"]["name"] for of in found}
+    earlier = json.loads(path.read_text(encoding="utf-8"))["models"] if path.is_file() else []
+    return [*(of for of in earlier if of["model"]["name"] not in names), *found]
+
+
 def main() -> None:
     """Measure, write the results, and print them."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -236,12 +245,12 @@ def main() -> None:
         "fpr": FPR,
         "reach": REACH,
         "max_tokens": MAX_TOKENS,
-        "share": options.share,
-        "models": [
-            measure(model, detector, share=options.share, num_learnt=options.learnt)
-            for model, detector in zip(models, detectors, strict=True)
-        ],
     }
+    found = [
+        measure(model, detector, share=options.share, num_learnt=options.learnt)
+        for model, detector in zip(models, detectors, strict=True)
+    ]
+    results["models"] = _beside(options.out / "safeswitch.json", found)
     text = report(results)
     (options.out / "safeswitch.json").write_text(json.dumps(results, indent=2), encoding="utf-8")
     (options.out / "safeswitch.md").write_text(text, encoding="utf-8")

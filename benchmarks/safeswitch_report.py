@@ -18,8 +18,7 @@ def report(results: Mapping[str, Any]) -> str:
         "",
         f"Made by `python -m benchmarks.safeswitch` on {machine['processor']}, {machine['cores']} "
         f"cores, torch {machine['versions']['torch']}, seed 0; replies are greedy, of up to "
-        f"{results['max_tokens']} tokens; {results['share']:.0%} of the prompts of "
-        f"`benchmarks.arms`. Rates go by `{LABELLER}`: the share complied of unsafe "
+        f"{results['max_tokens']} tokens. Rates go by `{LABELLER}`: the share complied of unsafe "
         f"prompts is called {unsafe}, the share refused of safe ones {safe}. Intervals are at 95%, "
         "over groups of prompts. Every gate has the threshold that flags "
         f"{results['fpr']:.1%} of demur's own benign validation prompts with 95% confidence; stage "
@@ -30,6 +29,7 @@ def report(results: Mapping[str, Any]) -> str:
     ]
     for found in results["models"]:
         lines += ["", f"## {found['model']['name']}, {found['model']['dtype']}", ""]
+        lines += [f"{found['share']:.0%} of the prompts of `benchmarks.arms`.", ""]
         lines += [*_stage_two(found), *_head(found), *_arms(found), *_gates(found)]
     return "\n".join(lines) + "\n"
 

@@ -135,6 +135,16 @@ def marker_guard(
     )
 
 
+def acting(action: str, engine: FakeEngine) -> Guard:
+    """Return a guard whose flagged prompts are refused or blocked."""
+    return Guard(
+        engine,
+        [marker_detector(engine)],
+        route=FlaggedTo(action),
+        responders={action: FixedReply("I do not answer this.")},
+    )
+
+
 def streamed(guard: Guard, chat: ChatLike, sampling: Sampling) -> tuple[list[Token], Reply]:
     """Return a stream's tokens and its value."""
     tokens, stream = [], guard.stream(chat, sampling)

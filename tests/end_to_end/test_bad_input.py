@@ -164,7 +164,7 @@ def test_a_detector_of_another_model_is_refused(
         outcome,
         "detector 'marker' was made for tiny-llama, got tiny-qwen2",
         "another architecture",
-        "fit it again or load the matching artifact",
+        "make it again or load the matching artifact",
     )
 
 
@@ -207,7 +207,7 @@ def test_an_unknown_responder_is_refused_with_the_known_ones(
     demur: CommandLine, workplace: Workplace
 ) -> None:
     outcome = demur("reply", "Hi", *workplace.guarded, "--responder", "nothing")
-    assert_one_line(outcome, "no responder 'nothing'", "'fixed_reply', 'safety_prompt'")
+    assert_one_line(outcome, "no responder 'nothing'", "'fixed_reply'", "'safety_prompt'")
 
 
 @pytest.mark.parametrize("name", ["nothing", "./nothing", "a/b/c"])

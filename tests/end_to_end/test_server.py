@@ -16,23 +16,13 @@ from demur.engines.transformers import TransformersEngine
 from demur.guard import Guard
 from demur.guard.routes import FlaggedTo
 from demur.responders.fixed_reply import FixedReply
-from tests.guards import REFUSAL, SAFE, UNSAFE, judge, marker_detector, marker_guard
+from tests.guards import REFUSAL, SAFE, UNSAFE, acting, judge, marker_guard
 from tests.servers import Running, app_of, running
 from tests.tiny import tiny
 
 CHAT = "/v1/chat/completions"
 SAFE_CHAT = [{"role": "user", "content": SAFE}]
 UNSAFE_CHAT = [{"role": "user", "content": UNSAFE}]
-
-
-def acting(action: str, engine: FakeEngine) -> Guard:
-    """Return a guard whose flagged prompts are refused or blocked."""
-    return Guard(
-        engine,
-        [marker_detector(engine)],
-        route=FlaggedTo(action),
-        responders={action: FixedReply("I do not answer this.")},
-    )
 
 
 @pytest.fixture(scope="module")

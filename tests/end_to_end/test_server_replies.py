@@ -1,16 +1,19 @@
 """A detector that watches replies, over HTTP: what it flags is never sent."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from demur.core.interventions import EndReply
+from demur.engines.fake import FakeEngine
 from demur.guard import Guard
 from demur.guard.monitor import ReplyMonitor
 from demur.guard.routes import FlaggedTo
 from demur.responders.fixed_reply import FixedReply
+from tests.audit_logs import lines_of
 from tests.end_to_end.test_server_faults import CHAT, body_of
-from tests.guards import ReplyMarked, judge, watcher
+from tests.guards import UNSAFE, ReplyMarked, acting, judge, watcher
 from tests.servers import Running, app_of, events_of, running, said
 
 STORY = "one two three MARKER five six"
@@ -100,3 +103,15 @@ def test_an_observer_sends_all_and_says_where_it_would_have_stopped() -> None:
     with running(app_of(watched(observes=True), observe=True)) as server:
         text, reason, found, _ = answer(server, STORY, stream=False)
     assert (text, reason, found["would_route"]) == (STORY, "stop", "stopped")
+
+
+def test_of_a_blocked_prompt_no_token_counts_as_sent(tmp_path: Path) -> None:
+    audit_path = tmp_path / "audit.jsonl"
+    guard = acting("block", FakeEngine())
+    with running(app_of(guard, on_flagged="block", audit={"path": str(audit_path)})) as found:
+        response = found.post(CHAT, body_of(UNSAFE))
+        metrics = found.get("/metrics").text
+    assert [reply["num_tokens"] for reply in response.json()["demur"]["replies"]] == [0]
+    assert 'demur_tokens_total{kind="reply"} 0.0' in metrics
+    (line,) = [line for line in lines_of(audit_path) if line["kind"] == "request"]
+    assert line["num_reply_tokens"] == 0

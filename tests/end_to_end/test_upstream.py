@@ -19,8 +19,7 @@ from demur.guard import Guard
 from demur.guard.routes import FlaggedTo
 from demur.responders.fixed_reply import FixedReply
 from demur.serving.audit import AuditError, AuditLog
-from tests.end_to_end.test_server import acting
-from tests.guards import REFUSAL, SAFE, UNSAFE, judge, marker_guard
+from tests.guards import REFUSAL, SAFE, UNSAFE, acting, judge, marker_guard
 from tests.servers import Running, app_of, running
 from tests.unit.test_judged_chat import ASKS, CALLS, PICTURE, RESULT
 from tests.upstreams import EVENTS, REPLY, STREAM, WITHIN_S, FakeUpstream, chat, fake_upstream

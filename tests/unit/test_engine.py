@@ -1,5 +1,6 @@
 """The transformers engine computes what the model alone would, in one prefill, on every shape."""
 
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,6 +16,7 @@ from demur.core.reads import CaptureSpec
 from demur.core.types import Chat, Sampling
 from demur.engines.transformers import TransformersEngine
 from demur.modeling.load import LoadedModel
+from tests.interventions import state_hash
 from tests.tiny import CONFIGS, NO_SYSTEM, tiny
 
 TEXTS = ("Tell me about two foxes and an owl.", "Why?", "Name five rivers of Europe, please!")
@@ -166,10 +168,12 @@ def test_a_run_leaves_no_hook_and_no_changed_weight_behind() -> None:
 def test_a_run_that_is_abandoned_leaves_no_hook_behind() -> None:
     loaded = tiny()
     engine = TransformersEngine(loaded)
+    before = state_hash(loaded)
     events = engine.run([replace(request_of(engine, TEXTS[0]), reads=READS)])
     next(events)
     del events
-    assert not any(module._forward_hooks for module in loaded.model.modules())
+    gc.collect()
+    assert state_hash(loaded) == before
 
 
 def test_a_reply_ends_at_the_end_token() -> None:

@@ -113,6 +113,7 @@ def test_the_report_tells_of_a_model_that_never_refuses() -> None:
             "under two system prompts": {"prompts": 60, "complied": 58, "refused": 1},
         },
         "stage_two": {},
+        "share": 1.0,
         "pilot": {"prompt_ms": 10.0, "with_pilot_ms": 25.0},
         "head": {"metrics": refusals, "megabytes": 3.0},
         **_compared(
@@ -126,7 +127,6 @@ def test_the_report_tells_of_a_model_that_never_refuses() -> None:
             "fpr": 0.025,
             "reach": 0.1,
             "max_tokens": 8,
-            "share": 1.0,
             "models": [model],
         }
     )

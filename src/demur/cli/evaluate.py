@@ -124,7 +124,8 @@ def evaluate_detectors(
         print(as_json(evaluation), end="")
     else:
         _show(evaluation)
-    stderr.print("written:", escape(str(out / ("report.html" if has_report else "results.json"))))
+    written = out / ("report.html" if has_report else "results.json")
+    stderr.print("written:", escape(str(written)), soft_wrap=True)
 
 
 def _require_report() -> None:

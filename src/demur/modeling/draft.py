@@ -52,7 +52,9 @@ class DraftHead:
         (self.block,) = own.blocks
         if read.site != "final_norm":
             _replace(self.body, own.final_norm, nn.Identity())
-        self.join = nn.Linear(2 * parts.d_model, parts.d_model, bias=False)
+        self.join = nn.utils.skip_init(  # type: ignore[no-untyped-call]
+            nn.Linear, 2 * parts.d_model, parts.d_model, bias=False
+        )
         for module in (self.body, self.join):
             module.to(self.device).eval().requires_grad_(False)
             for parameter in module.parameters():  # buffers, as of positions, stay exact

@@ -147,6 +147,7 @@ class Answer:
         if first.route == BLOCK:
             async for _ in self._streams[0]:
                 pass
+            first.tokens.clear()  # nobody is sent them
             await self._finish(0)
             raise blocked(self.report())
 

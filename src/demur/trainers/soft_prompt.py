@@ -15,10 +15,10 @@ over prompts and safety prompts and mapped to 0..1, so that a model which hardly
 labels that differ, too. The logistic models are penalised (C = 1) on coordinates of unit variance,
 in place of an average of ten that are stopped early; both must be better than chance on held-out
 prompts. L_U is in units of the spread of prompts outside the components, so that its weight does
-not depend on the model. Eight components in place of four: the paper's prompts are all questions of
-one form, and of packaged ones, of many forms, the first four told nothing of compliance. Batches
-hold as many unsafe as safe prompts; 80 prompts, 50 steps and batches of 16 in place of 200, 160
-and 50.
+not depend on the model. Eight components in place of four: on packaged prompts, which are of many
+forms, four told a 0.5B model's compliance no better than chance (AUROC 0.46; eight: 0.85), where
+the paper's are questions of one form. Batches hold as many unsafe as safe prompts; 80 prompts, 50
+steps and batches of 16 in place of 200, 160 and 50.
 """
 
 from collections.abc import Sequence
