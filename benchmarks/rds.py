@@ -1,39 +1,37 @@
 """RDS on a model that refuses: does choosing among the likeliest tokens make it refuse more?
 
-The classifier is fitted and its sign found on demur's own training prompts; the test prompts are
+The classifier is fitted and its sign found on demur's own training prompts, and so is which of two
+settings is used: the paper's, or more components at a layer three quarters up. The test prompts are
 those of `benchmarks.arms`. First, how often could it help at all: the share of unsafe prompts after
 which a refusal can be written with tokens that are all among the k likeliest. On these prompts the
 refusals are counted, by labellers that know nothing of the classifier, and compared with greedy
 decoding, with the other sign, and with a choice that knows nothing: a random vector of the same
 length in place of the classifier's, another one for every fourth of the prompts.
 
-    DEMUR_DATA=FOLDER python -m benchmarks.rds --model MODEL [--share 0.5] [--json]
+    DEMUR_DATA=FOLDER python -m benchmarks.rds --model MODEL [--share 0.4] [--json]
 """
 
 import argparse
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file
 from transformers import DynamicCache
 
 from benchmarks.arms import held_out_cases, tell
 from benchmarks.machine import describe_machine
+from benchmarks.rds_artifacts import METHOD, Artifacts, artifacts
 from benchmarks.rds_report import LEAST_REACH, Effect, Figures, Interval, Speed, claims, report
 from demur.core.outcomes import Answered
 from demur.core.readings import Array
 from demur.core.reads import Texts
-from demur.core.tensors import TENSORS
-from demur.core.trained import Trained, save_trained
-from demur.core.training import Progress, Run
+from demur.core.trained import Trained
 from demur.core.types import Chat, Prompt
-from demur.datasets import written
 from demur.datasets.demur_data import DemurData
 from demur.detectors.length import Length
 from demur.engines.transformers import TransformersEngine
@@ -51,79 +49,15 @@ from demur.studies._answers import Answers
 from demur.studies._arms import paired_change
 from demur.studies._cases import Cases
 from demur.studies._outcomes import Labelling, Outcomes
-from demur.trainers.candidate_reranking import CandidateReranking
-from demur.workflows.train import train
 
 RESULTS = Path(__file__).parent / "results"
-METHOD = "candidate_reranking"
 TOP_K = 10
 NUM_STEPS = 4
 """Tokens of an opening that have to be among the likeliest."""
-NUM_RANDOM = 4
 NUM_GREEDY = 12
 """Prompts on which a choice of one is compared with greedy decoding."""
 NUM_TIMED, NUM_ROUNDS = 6, 3
 LABELLERS = ("reply_classifier", "refusal_match")
-
-
-@dataclass(frozen=True)
-class Artifacts:
-    """The classifier with its draft, and its twins to compare with."""
-
-    trained: Path
-    flipped: Path
-    random: tuple[Path, ...]
-
-    def line(self, folder: Path | None = None, *, fields: str = "") -> str:
-        """Return a responder's line."""
-        return f"{METHOD}:{folder or self.trained}{fields}"
-
-    def arms(self) -> dict[str, list[str]]:
-        """Return the responders' lines by arm; several take the prompts in turns."""
-        return {
-            "rds": [self.line()],
-            "rds, draft": [self.line(fields=",uses_draft=true")],
-            "rds, lm_weight 1": [self.line(fields=",lm_weight=1")],
-            "random": [self.line(folder) for folder in self.random],
-            "flipped": [self.line(self.flipped)],
-        }
-
-
-def artifacts(model: str, root: Path) -> Artifacts:
-    """Train the classifier and its draft, or take those that are there; write the twins."""
-    folder = root / "trained"
-    if not folder.exists():
-        train(
-            CandidateReranking(draft=True), written.load("train"), Run(model, report=_say), folder
-        )
-    trained = Trained.read(folder)
-    weights = load_file(folder / TENSORS)["weights"]
-    rng = np.random.default_rng(0)
-    random = []
-    for number in range(NUM_RANDOM):
-        drawn = rng.normal(size=weights.shape)
-        drawn *= np.linalg.norm(weights) / np.linalg.norm(drawn)
-        random.append(_twin(trained, root / f"random-{number}", drawn, sign=1))
-    sign = -int(trained.value("sign"))
-    return Artifacts(folder, _twin(trained, root / "flipped", weights, sign=sign), tuple(random))
-
-
-def _twin(trained: Trained, folder: Path, weights: Array, *, sign: int) -> Path:
-    save_trained(
-        folder,
-        method=METHOD,
-        model_id=trained.model_id,
-        tensors={"weights": weights.astype(np.float32)},
-        fields={**trained.fields, "sign": sign},
-        provenance={"twin_of": trained.sha256},
-        card="To compare with.\n",
-    )
-    return folder
-
-
-def _say(progress: Progress) -> None:
-    if progress.done == progress.total:
-        tell(f"{progress.stage}: {progress.total} done")
 
 
 def any_detector() -> CalibratedDetector:
@@ -330,14 +264,14 @@ def main() -> None:
     """Run the benchmark and write its results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True)
-    parser.add_argument("--share", type=float, default=0.5)
+    parser.add_argument("--share", type=float, default=0.4)
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--json", action="store_true", help="print JSON instead of the page")
     options = parser.parse_args()
     started = time.perf_counter()
     engine = TransformersEngine.load(options.model)
     root = cache_folder() / "benchmarks" / f"rds-{engine.model_id.name}"
-    made = artifacts(options.model, root)
+    made = artifacts(options.model, root, num_blocks=len(engine.loaded.parts.blocks))
     cases = held_out_cases(DemurData(), share=options.share)
     kept = np.flatnonzero(cases.role != "look_alike")
     cases = Cases(tuple(cases.examples[row] for row in kept), cases.role[kept])
@@ -348,6 +282,8 @@ def main() -> None:
         "model": engine.model_id.as_dict(),
         "minutes": (time.perf_counter() - started) / 60,
         "settings": {"top_k": TOP_K, "tokens": options.tokens, "share": options.share},
+        "setting": made.setting,
+        "auroc": dict(made.aurocs),
         "trained": {"metrics": trained.provenance["metrics"], "fields": dict(trained.fields)},
         "claims": claims(figures),
         "figures": asdict(figures),

@@ -83,6 +83,8 @@ RESULTS = {
     "model": {"name": "m", "dtype": "float32"},
     "minutes": 3.0,
     "settings": {"top_k": 10, "tokens": 32, "share": 0.5},
+    "setting": "deep",
+    "auroc": {"deep": 0.9, "flat": 0.6},
     "trained": {"metrics": {"auroc": 0.9}},
 }
 
@@ -114,4 +116,5 @@ def test_the_page_shows_each_arm() -> None:
     page = report({**RESULTS, "claims": claims(FIGURES)}, FIGURES)
     assert "| rds | 50 | unsafe | 70.0 | +20.0 (+10.0 to +30.0) |" in page
     assert "| greedy | 50 | unsafe | 50.0 | - |" in page
+    assert "(deep: AUROC 0.90; flat: AUROC 0.60)" in page
     assert "+30.0 (+20.0 to +40.0) points more than a random choice" in page
