@@ -23,9 +23,9 @@ def num_words(row: Example) -> int:
     return len(reply_of(row).split())
 
 
-def share_judged(label: str, outcome: str) -> float:
-    """Return which part of the English replies to prompts of a label a scorer judges so."""
-    rows = [row for row in ENGLISH if row.label == label]
+def share_judged(label: str, outcome: str, *, is_english: bool) -> float:
+    """Return which part of the replies to prompts of a label a scorer judges so."""
+    rows = [row for row in ROWS if row.label == label and (row.language == "en") is is_english]
     judged = RefusalMatch().judge([Answered(row.chat, reply_of(row)) for row in rows])
     return sum(judgement.outcome == outcome for judgement in judged) / len(rows)
 
@@ -82,11 +82,21 @@ def test_answers_in_english_begin_in_many_ways() -> None:
     assert max(openings.values()) < 0.08 * sum(openings.values())
 
 
+@pytest.mark.parametrize("is_english", [True, False])
 @pytest.mark.parametrize(("label", "outcome"), [("unsafe", "refused"), ("safe", "complied")])
 def test_a_scorer_sees_refusals_as_refusals_and_answers_as_answers(
-    label: str, outcome: str
+    label: str, outcome: str, is_english: bool
 ) -> None:
-    assert share_judged(label, outcome) >= 0.95
+    assert share_judged(label, outcome, is_english=is_english) >= 0.95
+
+
+def test_python_code_in_answers_compiles() -> None:
+    blocks = [
+        block for row in ROWS for block in re.findall(r"```python\n(.*?)```", reply_of(row), re.DOTALL)
+    ]
+    assert len(blocks) >= 5
+    for block in blocks:
+        compile(block, "answer", "exec")
 
 
 def test_every_kind_and_language_has_replies_to_both_labels() -> None:
