@@ -1,4 +1,4 @@
-"""What the replies that ship promise: their prompts, their lengths, and what a scorer makes of them."""
+"""What the replies that ship promise: their prompts, lengths, and what a scorer makes of them."""
 
 import re
 from collections import Counter
@@ -92,7 +92,9 @@ def test_a_scorer_sees_refusals_as_refusals_and_answers_as_answers(
 
 def test_python_code_in_answers_compiles() -> None:
     blocks = [
-        block for row in ROWS for block in re.findall(r"```python\n(.*?)```", reply_of(row), re.DOTALL)
+        block
+        for row in ROWS
+        for block in re.findall(r"```python\n(.*?)```", reply_of(row), re.DOTALL)
     ]
     assert len(blocks) >= 5
     for block in blocks:
