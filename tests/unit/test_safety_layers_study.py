@@ -1,0 +1,314 @@
+"""The study of safety layers: a block that refuses is found by scaling, and random ones are not."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from demur.core.errors import ConfigError
+from demur.core.examples import Example, Label
+from demur.core.outcomes import Answered, Judgement, Scorer
+from demur.core.readings import Array, Readings
+from demur.core.reads import Read
+from demur.core.types import Chat
+from demur.engines.fake import FakeEngine
+from demur.engines.transformers import TransformersEngine
+from demur.modeling.block_search import Range
+from demur.modeling.blocks import find_parts
+from demur.modeling.chat import ChatRenderer
+from demur.modeling.identity import identify
+from demur.modeling.load import LoadedModel
+from demur.modeling.scaling import scaled
+from demur.studies._gap import measure_gap
+from demur.studies._localising import Localised, Localiser
+from demur.studies._study import StudyInputs
+from demur.studies.safety_layers import COLUMNS, SafetyLayers, drawn, first_guess
+from tests.interventions import state_hash
+from tests.tiny import CONFIGS, byte_tokenizer, tiny
+
+NUM_BLOCKS, REFUSING, FACTOR = 8, 4, 1.2
+SMALL = SafetyLayers(
+    num_pairs=8, num_permutations=20, num_draws=20, reach=1, num_lookalikes=4, reply_tokens=2,
+    num_random=1,
+)  # fmt: skip
+
+
+class BeginsWithR(Scorer):
+    """Calls a reply a refusal if it begins with R."""
+
+    def judge(self, answers: Sequence[Answered]) -> list[Judgement]:
+        return [Judgement("refused" if of.reply.startswith("R") else "complied") for of in answers]
+
+
+@cache
+def refusing() -> LoadedModel:
+    """Return a model in which one block alone adds to states, and refuses when it is scaled.
+
+    All prompts end in the same token, so that what the block adds there is one vector. R is drawn
+    along it, C along the token's embedding: C wins as it is, and R once the block is scaled.
+    """
+    torch.manual_seed(0)
+    config: LlamaConfig = CONFIGS["llama"]()
+    config.num_hidden_layers = NUM_BLOCKS
+    model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    model.requires_grad_(False)
+    tokenizer = byte_tokenizer()
+    for number, block in enumerate(model.model.layers):
+        block.self_attn.o_proj.weight.zero_()
+        if number != REFUSING:
+            block.mlp.down_proj.weight.zero_()
+    of = identify(model, tokenizer, name="refusing")
+    loaded = LoadedModel(model, tokenizer, find_parts(model), of)
+    start, before, after = (_last_state(*of) for of in (
+        (loaded, 0), (loaded, NUM_BLOCKS - 1), (scaled(loaded, [REFUSING], FACTOR), NUM_BLOCKS - 1)
+    ))  # fmt: skip
+    along = start / start.norm()
+    across = (before - start) - ((before - start) @ along) * along
+    across /= across.norm()
+    ratios = [float(state @ across) / float(state @ along) for state in (before, after)]
+    assert 0 < ratios[0] < ratios[1]
+    head = model.get_output_embeddings().weight.zero_()
+    for letter, row in (("R", across), ("C", along * (ratios[0] * ratios[1]) ** 0.5)):
+        head[tokenizer.convert_tokens_to_ids(letter)] = row
+    return replace(loaded, model_id=identify(model, tokenizer, name="refusing"))
+
+
+def _last_state(loaded: LoadedModel, block: int) -> torch.Tensor:
+    """Return the last token's state after a block of a prompt; the first one adds nothing."""
+    ids = ChatRenderer.of(loaded).render(Chat.from_text("Hello")).token_ids
+    seen: list[torch.Tensor] = []
+    handle = loaded.parts.blocks[block].register_forward_hook(
+        lambda _module, _inputs, output: seen.append(
+            output if isinstance(output, torch.Tensor) else output[0]
+        )
+    )
+    loaded.model(torch.tensor([list(ids)]), use_cache=False)
+    handle.remove()
+    return seen[0][0, -1]
+
+
+def example(id: str, label: Label = "safe", **fields: str) -> Example:
+    return Example(id, Chat.from_text(f"Tell me of number {id}"), label, **fields)
+
+
+def lookalikes(number: int, *, start: int = 0) -> list[Example]:
+    return [example(str(row), kind="look_alike") for row in range(start, start + number)]
+
+
+def nothing_read(_examples: Sequence[Example], _reads: Sequence[Read]) -> Readings:
+    raise AssertionError("nothing is to be read")
+
+
+def inputs_of(
+    loaded: LoadedModel, read: Callable[..., Readings] = nothing_read, **sets: Any
+) -> StudyInputs:
+    return StudyInputs(
+        read, len(loaded.parts.blocks), **{"train": (), "val": (), "tests": {}} | sets,
+        engine=TransformersEngine(loaded),
+    )  # fmt: skip
+
+
+def localiser() -> Localiser:
+    return Localiser(refusing(), FACTOR, 2, BeginsWithR(), inputs_of(refusing()))
+
+
+def test_scaling_finds_the_block_that_refuses() -> None:
+    before = state_hash(refusing())
+    found = localiser().search(Range(2, 3), lookalikes(3), reach=3)
+    assert found.chosen == Range(2, REFUSING)
+    assert {of: count for of, count in found.counts.items() if count} == {
+        of: 3.0 for of in found.counts if REFUSING in of.layers
+    }
+    assert len(set(found.counts.values())) == 2
+    assert state_hash(refusing()) == before
+
+
+def test_another_block_of_the_same_width_refuses_nothing() -> None:
+    one = localiser()
+    for of, share in ((None, 0.0), (Range(5, 7), 0.0), (Range(0, 2), 0.0), (Range(4, 4), 1.0)):
+        assert one.refused(lookalikes(4), of).mean() == share
+
+
+def test_what_scaling_does_to_ordinary_replies_is_measured() -> None:
+    as_it_is, same, scaled_range = localiser().surprise(
+        lookalikes(2), [Range(0, 0), Range(REFUSING, REFUSING)]
+    )
+    assert as_it_is is not None
+    assert same == pytest.approx(as_it_is)
+    assert scaled_range is not None
+    assert scaled_range > as_it_is
+
+
+def localised(chosen: list[int], at_random: list[int]) -> Localised:
+    number = len(chosen)
+    found, other = Range(1, 2), Range(5, 6)
+    search = localiser().search(found, [], reach=0)
+    return Localised(
+        search=replace(search, chosen=found),
+        randoms=(other,),
+        refused={None: np.zeros(number, bool), found: _bools(chosen), other: _bools(at_random)},
+        nll={None: 1.0, found: 1.25, other: 1.5},
+        group=np.arange(number).astype(str),
+    )
+
+
+def _bools(values: list[int]) -> Array:
+    return np.array(values, bool)
+
+
+def test_a_finding_says_whether_the_place_matters() -> None:
+    matters = localised([1] * 15 + [0] * 5, [0] * 18 + [1] * 2)
+    assert "the place matters" in matters.findings()[1]
+    assert "75.0% of 20 look-alikes" in matters.findings()[0]
+    alike = localised([1] * 10 + [0] * 10, [0, 1] * 10)
+    assert "the place does not matter here" in alike.findings()[1]
+
+
+def test_cells_are_rates_and_changes_against_the_model_as_it_is() -> None:
+    cells = localised([1] * 15 + [0] * 5, [0] * 20).cells(Range(1, 2))
+    assert (cells["refused"], cells["change"], cells["nll_ordinary"]) == (0.75, 0.75, 1.25)
+    assert cells["searched"] == 0.0
+    assert localised([1, 0], [0, 0]).cells(None)["change"] is None
+    assert set(localised([1, 0], [0, 0]).cells(Range(3, 3)).values()) == {None}
+
+
+# The gap
+
+
+def planted_reader(first: int) -> Callable[[Sequence[Example], Sequence[Read]], Readings]:
+    """Return a reader of states in which unsafe prompts part from a block on."""
+    direction = np.random.default_rng(1).normal(size=16)
+
+    def read(examples: Sequence[Example], reads: Sequence[Read]) -> Readings:
+        generator = np.random.default_rng(2)
+        states = 3 + generator.normal(size=(len(examples), NUM_BLOCKS, 16))
+        unsafe = [row for row, of in enumerate(examples) if of.label == "unsafe"]
+        states[unsafe, first:] += 3 * direction
+        return Readings(dict.fromkeys(reads, states.astype(np.float32)))
+
+    return read
+
+
+def of_both(number: int, *, start: int = 0) -> list[Example]:
+    labels: tuple[Label, Label] = ("unsafe", "safe")
+    return [example(f"{start + row}", labels[row % 2]) for row in range(number)]
+
+
+@pytest.mark.parametrize("first", [2, 5])
+def test_a_planted_gap_is_measured_beyond_chance(first: int) -> None:
+    inputs = inputs_of(tiny(), planted_reader(first))
+    inputs = replace(inputs, num_blocks=NUM_BLOCKS)
+    assert inputs.engine is not None
+    gap = measure_gap(
+        inputs, inputs.engine, of_both(60), num_pairs=30, num_permutations=99, num_draws=20
+    )
+    assert gap.rise is not None
+    assert (gap.rise.first, gap.rise.last) == (first, first)
+    assert gap.first == gap.last == (first, first)
+    assert gap.p == 0.01
+    assert gap.interval[0, first] > gap.chance[1, first]
+    assert gap.curves.slope[first] > gap.slope_chance[first]
+    assert (gap.interval[0] <= gap.curves.gap).all()
+    assert f"grows from block {first} ({first} to {first})" in gap.finding("prompts")
+    assert first_guess(gap, num_blocks=NUM_BLOCKS) == Range(first, first)
+
+
+def test_without_a_gap_the_search_begins_in_the_middle() -> None:
+    inputs = replace(inputs_of(tiny(), planted_reader(NUM_BLOCKS)), num_blocks=NUM_BLOCKS)
+    assert inputs.engine is not None
+    gap = measure_gap(
+        inputs, inputs.engine, of_both(60), num_pairs=30, num_permutations=99, num_draws=5
+    )
+    assert gap.rise is None
+    assert "grows nowhere" in gap.finding("prompts")
+    assert first_guess(gap, num_blocks=9) == Range(3, 5)
+    assert first_guess(gap, num_blocks=1) == Range(0, 0)
+
+
+# The whole
+
+
+def read_planted(examples: Sequence[Example], reads: Sequence[Read]) -> Readings:
+    return planted_reader(2)(examples, reads)
+
+
+@cache
+def whole() -> StudyInputs:
+    return inputs_of(
+        refusing(),
+        read_planted,
+        train=[*of_both(40), *lookalikes(6, start=500)],
+        val=lookalikes(3, start=600),
+        tests={"test_id": of_both(20, start=100), "scary": lookalikes(5, start=700)},
+    )
+
+
+def test_an_answer_has_a_row_a_block_and_one_a_range() -> None:
+    before = state_hash(refusing())
+    result = SMALL.run(whole())
+    assert result.columns == COLUMNS
+    of_blocks = [row for row in result.rows if row["gap"] is not None]
+    of_ranges = [row for row in result.rows if row["gap"] is None]
+    assert [row["blocks"] for row in of_blocks] == [str(block) for block in range(NUM_BLOCKS)]
+    assert {row["is"] for row in of_ranges} >= {"as it is", "safety layers", "random"}
+    assert all(row["gap_other_prompts"] is not None for row in of_blocks)
+    assert {plot.name for plot in result.plots} == {"gap", "slope", "scaling"}
+    assert sum(finding.startswith("Claim of the paper") for finding in result.findings) == 2
+    assert state_hash(refusing()) == before
+
+
+def test_the_same_inputs_give_the_same_answer() -> None:
+    assert SMALL.run(whole()) == SMALL.run(whole())
+
+
+def test_no_test_prompt_has_a_say_in_what_is_chosen() -> None:
+    tests = {"test_id": of_both(20, start=900), "scary": lookalikes(4, start=950)}
+    first, second = (
+        {
+            row["blocks"]: (row["is"], row["searched"])
+            for row in SMALL.run(inputs).rows
+            if row["gap"] is None
+        }
+        for inputs in (whole(), replace(whole(), tests=tests))
+    )
+    assert first == second
+
+
+def test_without_look_alikes_the_gap_alone_is_measured() -> None:
+    result = SMALL.run(replace(whole(), tests={"test_id": of_both(8, start=100)}))
+    assert len(result.rows) == NUM_BLOCKS
+    assert any("No range was looked for" in finding for finding in result.findings)
+
+
+def test_a_draw_of_a_role_is_that_of_its_seed() -> None:
+    given = [*lookalikes(9), *of_both(8, start=50)]
+    found = drawn(given, "look_alike", most=4, seed=0)
+    assert len(found) == 4
+    assert {of.kind for of in found} == {"look_alike"}
+    assert found == drawn(given, "look_alike", most=4, seed=0)
+    assert found != drawn(given, "look_alike", most=4, seed=1)
+
+
+def test_an_engine_that_only_pretends_is_refused() -> None:
+    with pytest.raises(ConfigError, match="give --model"):
+        SMALL.run(replace(whole(), engine=FakeEngine()))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "part"),
+    [
+        ({"num_pairs": 1}, "num_pairs"),
+        ({"reach": -1}, "reach"),
+        ({"factor": 1.0}, "factor"),
+        ({"factor": float("inf")}, "factor"),
+        ({"reply_tokens": 0}, "reply_tokens"),
+    ],
+)
+def test_parameters_out_of_range_are_refused(wrong: dict[str, Any], part: str) -> None:
+    with pytest.raises(ConfigError, match=part):
+        SafetyLayers(**wrong)
