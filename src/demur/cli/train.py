@@ -1,5 +1,6 @@
 """Train a responder: what answers flagged prompts."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
@@ -48,19 +49,29 @@ def train(
         list[str] | None,
         typer.Option("--parameter", "-p", help="Of the trainer, as NAME=VALUE; may be repeated."),
     ] = None,
+    layers: Annotated[
+        str | None, typer.Option("--layers", help="Of adapters: blocks such as 9,13 or 12-29.")
+    ] = None,
+    rank: Annotated[int | None, typer.Option("--rank", help="Of adapters.")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", help="Of the optimiser.")] = None,
     model: options.Model = "embedded",
     dtype: options.Dtype = "auto",
     seed: options.Seed = 0,
 ) -> None:
     """Train a responder on labelled prompts, by default those that were written for demur.
 
-    What it writes is loaded with --responder METHOD:FOLDER wherever a responder is named.
+    What it writes is loaded with --responder METHOD:FOLDER wherever a responder is named. A long
+    training that was stopped goes on when the same command is given again.
 
     Example: demur train steering --out my-vectors
 
     Example: demur train refusal_head --data labelled.jsonl -p epochs=3 --out my-head
+
+    Example: demur train sft --layers 12-29 --rank 8 --steps 200 --out my-adapter
     """
-    trainer = made(name, parameter or [])
+    named = {"layers": None if layers is None else blocks(layers), "rank": rank, "steps": steps}
+    given = [f"{field}={value}" for field, value in named.items() if value is not None]
+    trainer = made(name, [*(parameter or []), *given])
     require_replaceable(out)
     examples = [example for source in data or ["written"] for example in _rows(source)]
     with _progress() as report:
@@ -70,6 +81,27 @@ def train(
         stderr.print(f"{escape(metric)}: {value:.4g}", highlight=False)
     line = f"{trainer.makes}:{out}"
     stderr.print(f"use it with --responder {escape(line)}", highlight=False, soft_wrap=True)
+
+
+def blocks(text: str) -> list[int]:
+    """Return the blocks of an option such as `9,13` or `12-29`, both ends included.
+
+    Raises:
+        ConfigError: The text holds something else.
+
+    >>> blocks("3,12-14,-1")
+    [3, 12, 13, 14, -1]
+    """
+    found: list[int] = []
+    for part in text.split(","):
+        ends = re.fullmatch(r"\s*(-?\d+)(?:-(\d+))?\s*", part)
+        if ends is None:
+            raise ConfigError(f"--layers is {text!r}: expected blocks such as 9,13 or 12-29")
+        first, last = int(ends[1]), int(ends[2] or ends[1])
+        if last < first:
+            raise ConfigError(f"--layers is {text!r}: {last} comes before {first}")
+        found += range(first, last + 1)
+    return found
 
 
 def made(name: str, given: list[str]) -> Trainer:

@@ -31,6 +31,12 @@ class Example:
     language: str | None = None
     response: str | None = None
     response_label: Label | None = None
+    safe_response: str | None = None
+    """What a model should say: help with a safe prompt, a refusal of an unsafe one."""
+    harmful_response: str | None = None
+    """A reply that does what an unsafe prompt asks."""
+    rejected: str | None = None
+    """A reply that is worse than `safe_response`, where that is another one than the harmful."""
     complied: bool | None = None
     """Whether the served model's own reply does what was asked, as far as that is known."""
 
@@ -38,6 +44,12 @@ class Example:
     def group_key(self) -> str:
         """The group, or the prompt's own place where there is none."""
         return self.group if self.group is not None else f"{self.source or ''}:{self.id}"
+
+    @property
+    def replies(self) -> tuple[str, ...]:
+        """All replies that it brings, whatever they are."""
+        found = (self.response, self.safe_response, self.harmful_response, self.rejected)
+        return tuple(text for text in found if text is not None)
 
 
 def targets_of(examples: Sequence[Example]) -> Targets:

@@ -112,6 +112,8 @@ def save_trained(
     fields: Mapping[str, Any],
     provenance: Mapping[str, Any],
     card: str,
+    tensors_file: str = TENSORS,
+    files: Mapping[str, bytes] | None = None,
 ) -> None:
     """Write a responder's artifact, replacing an earlier artifact there.
 
@@ -123,18 +125,26 @@ def save_trained(
         fields: What the responder has to know beside them.
         provenance: Where it comes from.
         card: The model card.
+        tensors_file: What the arrays' file is called.
+        files: What else is written, by name.
 
     Raises:
         ConfigError: The folder holds something else.
     """
-    content = to_bytes({key: array.copy(order="C") for key, array in tensors.items()})
+    contents = {
+        # The format is what transformers asks of a file of weights.
+        tensors_file: to_bytes(
+            {key: array.copy(order="C") for key, array in tensors.items()}, {"format": "pt"}
+        ),
+        **(files or {}),
+    }
     manifest = {
         "schema_version": SCHEMA_VERSION,
         "kind": KIND,
         "method": method,
         "model_id": model_id.as_dict(),
         "fields": fields,
-        "sha256": {TENSORS: hashlib.sha256(content).hexdigest()},
+        "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()},
         "provenance": provenance,
     }
-    write_whole(folder, {TENSORS: content, CARD: card.encode(), MANIFEST: as_json(manifest)})
+    write_whole(folder, {**contents, CARD: card.encode(), MANIFEST: as_json(manifest)})

@@ -7,10 +7,12 @@ never changes a caller's.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 from demur.core.examples import Example
 from demur.core.readings import Array
+from demur.core.tensors import TENSORS
 from demur.core.types import Dtype, ModelId
 
 
@@ -45,6 +47,9 @@ class Run:
     device: str = "auto"
     seed: int = 0
     report: Report = silent
+    checkpoint: Path | None = None
+    """A file in which a long training keeps how far it is, and from which it goes on; None keeps
+    nothing."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,12 @@ class Outcome:
     """What was measured while training, by name."""
     curve: Sequence[float] = ()
     """The loss after each step, where there are steps."""
+    curves: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
+    """What else was watched in each step, by name; None where a step had nothing of it."""
+    tensors_file: str = TENSORS
+    """What the arrays' file is called: another name where another library reads it."""
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    """What else is written, by name, as other libraries want it."""
 
 
 class Trainer(ABC):

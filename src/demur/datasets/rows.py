@@ -19,7 +19,10 @@ from demur.core.examples import Example, Label
 from demur.core.types import Chat, require_unicode
 
 LABELS: dict[object, Label] = {"unsafe": "unsafe", "safe": "safe", 1: "unsafe", 0: "safe"}
-TEXT_FIELDS = ("group", "source", "category", "kind", "split", "language", "response")
+TEXT_FIELDS = (
+    "group", "source", "category", "kind", "split", "language", "response", "safe_response",
+    "harmful_response", "rejected",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

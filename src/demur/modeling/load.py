@@ -53,6 +53,21 @@ class LoadedModel:
         ids: Sequence[int | None] = named if isinstance(named, list) else [named]
         return frozenset(i for i in (*ids, self.tokenizer.eos_token_id) if i is not None)
 
+    def ended_reply(self, text: str, *, max_tokens: int) -> list[int]:
+        """Return a reply's tokens with the one that ends it, unless it is cut.
+
+        The end is the tokenizer's, or else one that the generation config states.
+
+        Args:
+            text: Split into tokens by itself.
+            max_tokens: Of the reply, the end left out.
+        """
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if len(ids) > max_tokens:
+            return ids[:max_tokens]
+        own: int | None = self.tokenizer.eos_token_id
+        return [*ids, *(sorted(self.end_token_ids)[:1] if own is None else [own])]
+
     @torch.inference_mode()
     def last_logits(
         self,

@@ -1,13 +1,14 @@
-"""Draws the prompts that a soft prompt is trained on, and as many that it is judged by."""
+"""Draws the prompts that a training sees, and those that it is judged by."""
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from demur.core.errors import DataError
 from demur.core.examples import Example, targets_of
+from demur.core.readings import Array
 
 
 class Drawn(NamedTuple):
@@ -56,3 +57,9 @@ def draw(
 
 def _count(side: Sequence[Example], label: str | None) -> int:
     return sum(example.label == label for example in side)
+
+
+def rounds(rows: Array, rng: np.random.Generator) -> Iterator[int]:
+    """Yield rows in rounds without end, each in an order of its own."""
+    while True:
+        yield from rng.permutation(rows).tolist()

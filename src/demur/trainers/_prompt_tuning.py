@@ -10,6 +10,7 @@ from torch import Tensor
 from demur.core.readings import Array
 from demur.modeling.soft_prompts import Placed, SoftPromptReader
 from demur.trainers._behaviour import Behaviour
+from demur.trainers._drawing import rounds
 
 MAX_NORM = 1.0
 """Of the gradient, over all embeddings."""
@@ -94,12 +95,6 @@ def tune(
 def batches(harmless: Array, batch_size: int, *, seed: int) -> Iterator[list[int]]:
     """Yield the rows of batch after batch, without end: half unsafe, half safe, in rounds."""
     rng = np.random.default_rng(seed)
-    of_labels = [_rounds(np.flatnonzero(harmless == label), rng) for label in (0, 1)]
+    of_labels = [rounds(np.flatnonzero(harmless == label), rng) for label in (0, 1)]
     while True:
         yield [next(rows) for rows in of_labels for _ in range(batch_size // 2)]
-
-
-def _rounds(rows: Array, rng: np.random.Generator) -> Iterator[int]:
-    """Yield rows in rounds, each in an order of its own."""
-    while True:
-        yield from rng.permutation(rows).tolist()

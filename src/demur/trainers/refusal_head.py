@@ -181,8 +181,6 @@ class _Texts:
     def __init__(self, loaded: LoadedModel) -> None:
         self._loaded = loaded
         self._renderer = ChatRenderer.of(loaded)
-        own_end: int | None = loaded.tokenizer.eos_token_id
-        self._ends = sorted(loaded.end_token_ids)[:1] if own_end is None else [own_end]
 
     def reply(self, example: Example, text: str, *, max_tokens: int) -> Stretch:
         """Return a reply after its prompt, with the token that ends it unless it is cut.
@@ -191,9 +189,7 @@ class _Texts:
             DataError: The chat cannot be rendered, or is longer than the context with its reply.
         """
         prompt = self._renderer.render(example.chat)
-        ids = self._loaded.tokenizer(text, add_special_tokens=False)["input_ids"]
-        ids = ids[:max_tokens] if len(ids) > max_tokens else [*ids, *self._ends]
-        longer = prompt.with_reply(ids)
+        longer = prompt.with_reply(self._loaded.ended_reply(text, max_tokens=max_tokens))
         if len(longer) > self._loaded.max_tokens:
             raise DataError(
                 f"prompt {example.id!r} has {len(longer)} tokens with its reply: the model takes "

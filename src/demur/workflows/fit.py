@@ -227,7 +227,8 @@ def describe_set(examples: Sequence[Example]) -> dict[str, object]:
     counts: dict[str, dict[str, int]] = {}
     for example in examples:
         digest.update(repr(example.chat.as_messages()).encode())
-        digest.update((example.response or "").encode())
+        for text in example.replies:
+            digest.update(text.encode())
         of_source = counts.setdefault(example.source or "unnamed", {"unsafe": 0, "safe": 0})
         of_source[example.label or "safe"] += 1
     return {"sha256": digest.hexdigest(), "prompts": len(examples), "sources": counts}

@@ -1,6 +1,7 @@
-"""Trains a responder, and writes its artifact with a card."""
+"""Trains a responder, and writes its artifact with a card and a report."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from demur.core.examples import Example
@@ -9,10 +10,14 @@ from demur.core.trained import save_trained
 from demur.core.training import Outcome, Run, Trainer
 from demur.workflows.fit import describe_set
 from demur.workflows.machine import library_versions
+from demur.workflows.training_report import REPORT, render
 
 
 def train(trainer: Trainer, examples: Sequence[Example], run: Run, out: Path) -> Outcome:
     """Train a responder on labelled prompts and write its artifact.
+
+    A long training keeps its state beside the artifact until that is written: the same call goes on
+    after a run that was killed, and a call with other examples or hyper-parameters begins anew.
 
     Args:
         trainer: With its hyper-parameters.
@@ -25,8 +30,11 @@ def train(trainer: Trainer, examples: Sequence[Example], run: Run, out: Path) ->
         DataError: The examples lack what the method learns from.
     """
     require_replaceable(out)
-    outcome = trainer.train(examples, run)
+    checkpoint = run.checkpoint or checkpoint_path(out)
+    outcome = trainer.train(examples, replace(run, checkpoint=checkpoint))
     trained_on = describe_set(examples)
+    has_report = bool(outcome.curve)
+    report = {REPORT: render(trainer, outcome, trained_on)} if has_report else {}
     save_trained(
         out,
         method=trainer.makes,
@@ -41,12 +49,22 @@ def train(trainer: Trainer, examples: Sequence[Example], run: Run, out: Path) ->
             "metrics": dict(outcome.metrics),
             "curve": list(outcome.curve),
         },
-        card=_card(trainer, outcome, trained_on),
+        card=_card(trainer, outcome, trained_on, has_report=has_report),
+        tensors_file=outcome.tensors_file,
+        files={**outcome.files, **report},
     )
+    checkpoint.unlink(missing_ok=True)
     return outcome
 
 
-def _card(trainer: Trainer, outcome: Outcome, trained_on: dict[str, object]) -> str:
+def checkpoint_path(out: Path) -> Path:
+    """Return where the state of a training is kept while it runs."""
+    return out.with_name(f".{out.name}.checkpoint")
+
+
+def _card(
+    trainer: Trainer, outcome: Outcome, trained_on: dict[str, object], *, has_report: bool
+) -> str:
     sources = trained_on["sources"]
     assert isinstance(sources, dict)
     lines = [
@@ -54,6 +72,7 @@ def _card(trainer: Trainer, outcome: Outcome, trained_on: dict[str, object]) -> 
         "",
         "Changes how the model answers the prompts that a guard hands to it. Whether these replies "
         "are safer has to be measured on the model and the prompts at hand.",
+        *(["", f"How its training went: `{REPORT}`."] if has_report else []),
         "",
         "## Trained on",
         "",

@@ -1,0 +1,29 @@
+"""Pairs of replies, one wanted and one not: what DPO and unlearning learn from."""
+
+from collections.abc import Sequence
+
+from demur.core.errors import DataError
+from demur.trainers._rows import Said, constant
+from demur.trainers._tuning import Items
+
+
+def pairs(said: Sequence[Said]) -> Items:
+    """Return a pair for each prompt with two replies."""
+    both = [of for of in said if of.safe and of.rejected]
+    return Items(
+        [constant(*of.pair()) for of in both if of.is_unsafe],
+        [constant(*of.pair()) for of in both if not of.is_unsafe],
+    )
+
+
+def require_pairs(said: Sequence[Said]) -> None:
+    """Refuse examples of which no unsafe prompt has two replies.
+
+    Raises:
+        DataError: None has.
+    """
+    if not pairs(said).unsafe:
+        raise DataError(
+            f"none of {len(said)} examples is an unsafe prompt with a harmful_response or a "
+            "rejected reply: give unsafe prompts with one"
+        )
