@@ -3,7 +3,8 @@
 import pytest
 
 from demur.core.errors import ConfigError
-from demur.modeling.block_search import Range, narrow, random_ranges
+from demur.modeling.block_search import Range, first_guess, narrow, random_ranges
+from demur.modeling.gap_curves import Rise
 
 PUBLISHED = {
     (9, 12): 187, (9, 13): 222, (9, 14): 237, (9, 15): 213, (9, 16): 219,
@@ -20,6 +21,12 @@ def test_the_published_counts_lead_to_the_published_range() -> None:
     found = narrow(Range(9, 12), num_blocks=32, reach=5, count=published)
     assert found.chosen == Range(6, 14)
     assert found.counts[Range(9, 14)] == 237
+
+
+def test_a_search_begins_where_the_gap_grows_or_in_the_middle() -> None:
+    assert first_guess(Rise(9, 12, 30.0), num_blocks=32) == Range(9, 12)
+    assert first_guess(None, num_blocks=9) == Range(3, 5)
+    assert first_guess(None, num_blocks=1) == Range(0, 0)
 
 
 def test_each_range_is_counted_once_and_stays_within_reach() -> None:

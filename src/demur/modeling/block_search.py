@@ -15,6 +15,7 @@ from typing import Self
 import numpy as np
 
 from demur.core.errors import ConfigError
+from demur.modeling.gap_curves import Rise
 
 
 @dataclass(frozen=True, order=True)
@@ -88,6 +89,21 @@ class Search:
     chosen: Range
     counts: Mapping[Range, float]
     """What each range counted that was tried, in the order of the trials."""
+
+
+def first_guess(rise: Rise | None, *, num_blocks: int) -> Range:
+    """Return where a search begins: where the gap grows, or else the middle third of the blocks.
+
+    Args:
+        rise: Of the gap; None where it does not grow.
+        num_blocks: Of the model.
+
+    >>> str(first_guess(None, num_blocks=24))
+    '8-15'
+    """
+    if rise is not None:
+        return Range(rise.first, rise.last)
+    return Range(num_blocks // 3, max(num_blocks // 3, 2 * num_blocks // 3 - 1))
 
 
 def narrow(start: Range, *, num_blocks: int, reach: int, count: Callable[[Range], float]) -> Search:

@@ -23,6 +23,8 @@ from demur.core.readings import Array
 
 LEAST = 2
 """Prompts of each label that pairs are made of."""
+MOST_BY_CHANCE = 0.05
+"""How likely a gap may be under shuffled labels and still count as one."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,20 @@ def rise_of(curve: Array) -> Rise | None:
             if growth > 0 and error < least:
                 best, least = Rise(before + 1, last, growth), error
     return best
+
+
+def chance_of(gap: Array, shuffled: Array) -> float:
+    """Return how likely a gap as large as the largest of a curve is by chance, over 0 to 1.
+
+    Args:
+        gap: [layer].
+        shuffled: The gaps under shuffled labels, [shuffle, layer].
+
+    >>> chance_of(np.array([0.0, 5.0]), np.array([[1.0, 2.0], [6.0, 0.0], [0.0, 1.0]]))
+    0.5
+    """
+    as_large = int((shuffled.max(1) >= gap.max()).sum())
+    return (1 + as_large) / (1 + len(shuffled))
 
 
 def _degrees(cosines: Array) -> Array:

@@ -10,12 +10,10 @@ from demur.core.protocols import Engine
 from demur.core.readings import Array
 from demur.core.reads import CaptureSpec
 from demur.metrics.group_bootstrap import GroupBootstrap
-from demur.modeling.gap_curves import Cosines, Curves, Rise, rise_of
+from demur.modeling.gap_curves import MOST_BY_CHANCE, Cosines, Curves, Rise, chance_of, rise_of
 from demur.studies._study import Cell, Plot, Series, StudyInputs
 from demur.trainers._anchors import pick_pairs
 
-MOST_BY_CHANCE = 0.05
-"""How likely a gap may be under shuffled labels and still count as one."""
 LEVEL = 0.95
 COLUMNS = (
     "cosine_ordinary", "cosine_unsafe", "cosine_mixed", "gap", "gap_low", "gap_high", "chance_low",
@@ -133,7 +131,7 @@ def measure_gap(
     inputs.report(f"{num_permutations} shuffles of labels, {num_draws} draws of prompts")
     shuffled = list(cosines.permuted(num_permutations, seed=seed))
     gaps = np.stack([of.gap for of in shuffled])  # [shuffle, layer]
-    p = (1 + float((gaps.max(1) >= curves.gap.max()).sum())) / (1 + len(gaps))
+    p = chance_of(curves.gap, gaps)
     rise = rise_of(curves.gap) if p <= MOST_BY_CHANCE else None
     group = np.array([example.group_key for example in chosen])
     drawn = [

@@ -23,7 +23,7 @@ from demur.core.errors import ConfigError
 from demur.core.examples import Example
 from demur.core.registry import load
 from demur.engines.transformers import TransformersEngine
-from demur.modeling.block_search import Range, random_ranges
+from demur.modeling.block_search import Range, first_guess, random_ranges
 from demur.modeling.gap_curves import LEAST
 from demur.studies._cases import Role, role_of
 from demur.studies._gap import COLUMNS as OF_LAYERS
@@ -148,7 +148,7 @@ class SafetyLayers:
         localiser = Localiser(
             engine.loaded, self.factor, self.reply_tokens, load("scorers", self.labeller)(), inputs
         )
-        start = first_guess(gap, num_blocks=inputs.num_blocks)
+        start = first_guess(gap.rise, num_blocks=inputs.num_blocks)
         search = localiser.search(start, to_choose, reach=self.reach)
         randoms: list[Range] = []
         if search.chosen.width < inputs.num_blocks:
@@ -165,20 +165,6 @@ class SafetyLayers:
             nll=dict(zip([None, *ranges], nll, strict=True)),
             group=np.array([example.group_key for example in to_judge]),
         )
-
-
-def first_guess(gap: Gap, *, num_blocks: int) -> Range:
-    """Return where the search for the range begins: where the gap grows.
-
-    Without a gap it is the middle third of the blocks.
-
-    Args:
-        gap: Of training prompts.
-        num_blocks: Of the model.
-    """
-    if gap.rise is not None:
-        return Range(gap.rise.first, gap.rise.last)
-    return Range(num_blocks // 3, max(num_blocks // 3, 2 * num_blocks // 3 - 1))
 
 
 def drawn(examples: Sequence[Example], role: Role, *, most: int, seed: int) -> list[Example]:
