@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from transformers import AutoModelForCausalLM, LlamaConfig
 
 from demur.core.errors import ConfigError
 from demur.core.examples import Example, Label
@@ -19,85 +17,32 @@ from demur.core.types import Chat
 from demur.engines.fake import FakeEngine
 from demur.engines.transformers import TransformersEngine
 from demur.modeling.block_search import Range
-from demur.modeling.blocks import find_parts
-from demur.modeling.chat import ChatRenderer
-from demur.modeling.identity import identify
 from demur.modeling.load import LoadedModel
-from demur.modeling.scaling import scaled
 from demur.studies._gap import measure_gap
 from demur.studies._localising import Localised, Localiser
 from demur.studies._study import StudyInputs
 from demur.studies.safety_layers import COLUMNS, SafetyLayers, drawn
 from tests.interventions import state_hash
-from tests.tiny import CONFIGS, byte_tokenizer, tiny
+from tests.refusing import FACTOR, NUM_BLOCKS, REFUSES, REFUSING, lookalikes, refusing
+from tests.tiny import tiny
 
-NUM_BLOCKS, REFUSING, FACTOR = 8, 4, 1.2
 SMALL = SafetyLayers(
     num_pairs=8, num_permutations=20, num_draws=20, reach=1, num_lookalikes=4, reply_tokens=2,
     num_random=1,
 )  # fmt: skip
 
 
-class BeginsWithR(Scorer):
-    """Calls a reply a refusal if it begins with R."""
+class ByFirstLetter(Scorer):
+    """Calls a reply a refusal if it begins as those of the planted model do."""
 
     def judge(self, answers: Sequence[Answered]) -> list[Judgement]:
-        return [Judgement("refused" if of.reply.startswith("R") else "complied") for of in answers]
-
-
-@cache
-def refusing() -> LoadedModel:
-    """Return a model in which one block alone adds to states, and refuses when it is scaled.
-
-    All prompts end in the same token, so that what the block adds there is one vector. R is drawn
-    along it, C along the token's embedding: C wins as it is, and R once the block is scaled.
-    """
-    torch.manual_seed(0)
-    config: LlamaConfig = CONFIGS["llama"]()
-    config.num_hidden_layers = NUM_BLOCKS
-    model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-    model.requires_grad_(False)
-    tokenizer = byte_tokenizer()
-    for number, block in enumerate(model.model.layers):
-        block.self_attn.o_proj.weight.zero_()
-        if number != REFUSING:
-            block.mlp.down_proj.weight.zero_()
-    of = identify(model, tokenizer, name="refusing")
-    loaded = LoadedModel(model, tokenizer, find_parts(model), of)
-    start, before, after = (_last_state(*of) for of in (
-        (loaded, 0), (loaded, NUM_BLOCKS - 1), (scaled(loaded, [REFUSING], FACTOR), NUM_BLOCKS - 1)
-    ))  # fmt: skip
-    along = start / start.norm()
-    across = (before - start) - ((before - start) @ along) * along
-    across /= across.norm()
-    ratios = [float(state @ across) / float(state @ along) for state in (before, after)]
-    assert 0 < ratios[0] < ratios[1]
-    head = model.get_output_embeddings().weight.zero_()
-    for letter, row in (("R", across), ("C", along * (ratios[0] * ratios[1]) ** 0.5)):
-        head[tokenizer.convert_tokens_to_ids(letter)] = row
-    return replace(loaded, model_id=identify(model, tokenizer, name="refusing"))
-
-
-def _last_state(loaded: LoadedModel, block: int) -> torch.Tensor:
-    """Return the last token's state after a block of a prompt; the first one adds nothing."""
-    ids = ChatRenderer.of(loaded).render(Chat.from_text("Hello")).token_ids
-    seen: list[torch.Tensor] = []
-    handle = loaded.parts.blocks[block].register_forward_hook(
-        lambda _module, _inputs, output: seen.append(
-            output if isinstance(output, torch.Tensor) else output[0]
-        )
-    )
-    loaded.model(torch.tensor([list(ids)]), use_cache=False)
-    handle.remove()
-    return seen[0][0, -1]
+        return [
+            Judgement("refused" if of.reply.startswith(REFUSES) else "complied") for of in answers
+        ]
 
 
 def example(id: str, label: Label = "safe", **fields: str) -> Example:
     return Example(id, Chat.from_text(f"Tell me of number {id}"), label, **fields)
-
-
-def lookalikes(number: int, *, start: int = 0) -> list[Example]:
-    return [example(str(row), kind="look_alike") for row in range(start, start + number)]
 
 
 def nothing_read(_examples: Sequence[Example], _reads: Sequence[Read]) -> Readings:
@@ -114,13 +59,13 @@ def inputs_of(
 
 
 def localiser() -> Localiser:
-    return Localiser(refusing(), FACTOR, 2, BeginsWithR(), inputs_of(refusing()))
+    return Localiser(refusing(), FACTOR, 2, ByFirstLetter(), inputs_of(refusing()))
 
 
 def test_scaling_finds_the_block_that_refuses() -> None:
     before = state_hash(refusing())
-    found = localiser().search(Range(2, 3), lookalikes(3), reach=3)
-    assert found.chosen == Range(2, REFUSING)
+    found = localiser().search(Range(4, 5), lookalikes(3), reach=3)
+    assert found.chosen == Range(4, REFUSING)
     assert {of: count for of, count in found.counts.items() if count} == {
         of: 3.0 for of in found.counts if REFUSING in of.layers
     }
@@ -130,7 +75,7 @@ def test_scaling_finds_the_block_that_refuses() -> None:
 
 def test_another_block_of_the_same_width_refuses_nothing() -> None:
     one = localiser()
-    for of, share in ((None, 0.0), (Range(5, 7), 0.0), (Range(0, 2), 0.0), (Range(4, 4), 1.0)):
+    for of, share in ((None, 0.0), (Range(7, 7), 0.0), (Range(0, 2), 0.0), (Range(6, 6), 1.0)):
         assert one.refused(lookalikes(4), of).mean() == share
 
 
