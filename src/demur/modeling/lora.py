@@ -1,7 +1,7 @@
 """Puts low-rank adapters into chosen blocks of a model, whatever the modules are called.
 
-PEFT makes the adapters and names their weights, so that what is trained here loads there. Blocks are
-found by structure; of a block all linear maps are adapted, or those of one of its parts. Below the
+PEFT makes the adapters and names their weights, so that what is trained here loads there. Blocks
+are found by structure; of a block all linear maps are adapted, or those of one part. Below the
 lowest adapted block nothing takes a gradient, so that autograd keeps nothing of it.
 
 Paper: Hu et al., LoRA: Low-Rank Adaptation of Large Language Models (2021), arXiv 2106.09685:

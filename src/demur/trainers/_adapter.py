@@ -17,7 +17,7 @@ from demur.core.errors import ConfigError, DataError
 from demur.core.examples import Example
 from demur.core.training import Outcome, Run, Trainer
 from demur.modeling.load import LoadedModel, load
-from demur.modeling.lora import CONFIG, WEIGHTS, AdaptedModules, Adapted, Lora
+from demur.modeling.lora import CONFIG, WEIGHTS, Adapted, AdaptedModules, Lora
 from demur.trainers._checkpoints import Checkpoint, training_id
 from demur.trainers._objectives import Objective, TokenMean
 from demur.trainers._rows import Rows, Said
@@ -124,7 +124,7 @@ class AdapterTrainer(Trainer):
         loaded = load(run.model, dtype=run.dtype, device=run.device)
         limits = Limits(self.max_prompt_tokens, self.max_reply_tokens)
         corpus = read_corpus(loaded, examples, limits=limits, seed=run.seed)
-        learnt, held = _parted(corpus, share=self.held_out, seed=run.seed)
+        learnt, held = parted(corpus, share=self.held_out, seed=run.seed)
         self.require(learnt)
         items = self.items(loaded, learnt)
         if not len(items):
@@ -228,7 +228,7 @@ def _sum(log_probs: Tensor) -> Tensor:
     return log_probs.sum()
 
 
-def _parted(corpus: Corpus, *, share: float, seed: int) -> tuple[list[Said], list[Said]]:
+def parted(corpus: Corpus, *, share: float, seed: int) -> tuple[list[Said], list[Said]]:
     """Return what is learnt from, and what is measured only; no group is in both."""
     groups = list(dict.fromkeys(corpus.groups))
     order = np.random.default_rng(seed).permutation(len(groups)).tolist()

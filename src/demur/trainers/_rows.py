@@ -1,12 +1,11 @@
 """Rows that adapters are trained on: each has a type, and its labels must be what the type allows.
 
-helpful          a safe prompt, answered                    the answer is learnt
-refusal          an unsafe prompt, refused                  the refusal is learnt
-prefix_refusal   an unsafe prompt, the beginning of a
-                 harmful reply, then a refusal              the refusal is learnt, the beginning is not
-transition       an unsafe prompt with a harmful reply      a refusal's first token, at its positions
-chosen           the better reply of a pair                 the reply is learnt
-rejected         the worse reply of a pair                  its likelihood is lowered
+helpful          a safe prompt, answered: the answer is learnt
+refusal          an unsafe prompt, refused: the refusal is learnt
+prefix_refusal   an unsafe prompt, the beginning of a harmful reply, a refusal: this alone is learnt
+transition       an unsafe prompt with a harmful reply: in place of its tokens a refusal's first one
+chosen           the better reply of a pair, which is learnt
+rejected         the worse reply of a pair, whose likelihood is lowered
 
 Harmful text is never learnt: a row in which it would be, or whose type is lost, cannot be made.
 """

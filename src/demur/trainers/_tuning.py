@@ -125,6 +125,7 @@ def tune(
     )
     state = checkpoint.read() or TrainingState()
     _restore(weights, optimiser, state)
+    read_before = state.num_tokens
     for step, rows in enumerate(items.drawn(plan)):
         if step == plan.steps:
             break
@@ -137,7 +138,8 @@ def tune(
         if state.step % STEPS_A_CHECKPOINT == 0 and state.step < plan.steps:
             state.tensors = _kept(weights, optimiser)
             checkpoint.write(state)
-        report(Progress("training", state.step, plan.steps, state.curve[-1], state.num_tokens))
+        num_tokens = state.num_tokens - read_before
+        report(Progress("training", state.step, plan.steps, state.curve[-1], num_tokens))
     return state
 
 

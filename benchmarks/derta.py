@@ -1,0 +1,288 @@
+"""DeRTa against plain safety fine-tuning, at the same prompts, refusals and steps.
+
+DEMUR_DATA=FOLDER python -m benchmarks.derta --model PATH [--detector pretrained] [--share 1]
+    [--steps 80] [--ablations] [--json]
+
+After the question and 8, 16 or 32 tokens of a harmful reply, how often does the model stop? How
+likely is the word of refusal within harmful replies and within benign ones? What becomes of
+ordinary, look-alike and unsafe prompts, and of the authors' own attacks? What was trained and drawn
+is kept in the user's cache, so that a run which was stopped goes on.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from peft import PeftModel
+
+from benchmarks.arms import Arms, held_out_cases, tell
+from benchmarks.derta_late import stopped, word_log_probs
+from benchmarks.derta_report import report
+from benchmarks.derta_rows import Begun, attacks, to_measure, to_train
+from benchmarks.machine import describe_machine
+from demur.core.examples import Example
+from demur.core.folders import MANIFEST
+from demur.core.readings import Array
+from demur.core.trained import Trained
+from demur.core.training import Progress, Run, Trainer
+from demur.datasets.demur_data import DemurData
+from demur.metrics.group_bootstrap import GroupBootstrap
+from demur.metrics.wilson_interval import wilson_interval
+from demur.modeling.gguf import cache_folder
+from demur.modeling.load import LoadedModel, load
+from demur.studies._arms import Arm, arm_rows, paired_change
+from demur.trainers._said import words_of
+from demur.trainers.derta import DertaTrainer
+from demur.trainers.sft import SftTrainer
+from demur.workflows.fit import describe_set
+from demur.workflows.train import train
+
+RESULTS = Path(__file__).parent / "results"
+GIVEN = (8, 16, 32)
+MAX_TOKENS = 64
+NUM_ATTACKS = 70
+"""Of each family."""
+NUM_BENIGN = 60
+MOST_ASKED = 32
+BASE = "base"
+
+
+def trainers(steps: int, *, ablations: bool) -> dict[str, Trainer]:
+    """Return the arms' trainers by name; all see the same prompts and refusals."""
+    # A reply of the model that was cut at the limit is cut once more, so that no end is learnt.
+    shared: dict[str, Any] = {"steps": steps, "max_reply_tokens": MAX_TOKENS - 1}
+    found: dict[str, Trainer] = {"sft": SftTrainer(**shared), "derta": DertaTrainer(**shared)}
+    if ablations:
+        found |= {
+            f"derta, {rows} rows": DertaTrainer(**shared, rows=rows)
+            for rows in ("prefix", "transition")
+        }
+    return found
+
+
+def measure(
+    model: str, detector: str, *, share: float, steps: int, ablations: bool
+) -> dict[str, Any]:
+    """Measure one model.
+
+    Args:
+        model: As `--model` takes it.
+        detector: The gate of `benchmarks.arms`; adapters are always on here.
+        share: Of the prompts and rows, over 0 to 1.
+        steps: Of each training.
+        ablations: Whether the paper's ablations are trained, too.
+    """
+    started = time.perf_counter()
+    data = DemurData()
+    arms = Arms(model, held_out_cases(data, share=share), detector=detector, max_tokens=MAX_TOKENS)
+    rows = to_train(data, arms, share=share)
+    root = cache_folder() / "benchmarks" / "derta" / Path(model).stem
+    folders = {
+        name: _trained(trainer, rows, model, root / name.replace(", ", "-").replace(" ", "-"))
+        for name, trainer in trainers(steps, ablations=ablations).items()
+    }
+    found: dict[str, Any] = {
+        "model": arms.engine.model_id.as_dict(),
+        "share": share,
+        "steps": steps,
+        "trained_on": describe_set(rows),
+        "training": {name: Trained.read(of).provenance["metrics"] for name, of in folders.items()},
+        "late": _late(model, folders, data, arms, share=share),
+        **_outcomes(arms, folders),
+        "attacks": _attacks(arms, folders, attacks(data, number=NUM_ATTACKS, share=share)),
+    }
+    found["seconds"] = time.perf_counter() - started
+    return found
+
+
+def _trained(trainer: Trainer, rows: Sequence[Example], model: str, out: Path) -> Path:
+    """Train an adapter unless it lies there, made in the same way of the same rows."""
+    wanted = [trainer.hyper_parameters(), describe_set(rows)]
+    if not (out / MANIFEST).is_file() or _made_by(out) != wanted:
+        train(trainer, rows, Run(model, report=_show(out.name)), out)
+    return out
+
+
+def _made_by(out: Path) -> list[Any]:
+    provenance = Trained.read(out).provenance
+    return [provenance["hyper_parameters"], provenance["train"]]
+
+
+def _show(name: str) -> Callable[[Progress], None]:
+    """Return what tells of every tenth step."""
+
+    def show(progress: Progress) -> None:
+        if progress.done % 10 == 0 or progress.done == progress.total:
+            loss = "" if progress.loss is None else f", loss {progress.loss:.3f}"
+            tell(f"{name}: {progress.stage} {progress.done} of {progress.total}{loss}")
+
+    return show
+
+
+def _late(
+    model: str, folders: Mapping[str, Path], data: DemurData, arms: Arms, *, share: float
+) -> dict[str, Any]:
+    """Return what each arm does within replies, with intervals over questions."""
+    loaded = load(model)
+    begun = to_measure(data, loaded, share=share)
+    benign = _benign(arms, loaded)
+    word = words_of(loaded, DertaTrainer().word).within
+    group = np.array([of.group for of in begun])
+    shares: dict[str, dict[str, Any]] = {}
+    by_arm: dict[str, list[Array]] = {}
+    for name, switched_on in _arms_of(loaded, folders).items():
+        with switched_on:
+            by_arm[name] = [_share_stopped(loaded, begun, given, name) for given in GIVEN]
+            texts = [(of.prompt, of.reply) for of in begun]
+            harmful = word_log_probs(loaded, texts, word, most=MOST_ASKED)
+            within = word_log_probs(loaded, benign, word, most=MOST_ASKED)
+        shares[name] = {
+            "stopped": {
+                given: _rate(held, group) for given, held in zip(GIVEN, by_arm[name], strict=True)
+            },
+            "word_in_harmful": float(np.concatenate(harmful).mean()),
+            "word_in_benign": float(np.concatenate(within).mean()),
+            "word_share_in_benign": float(np.exp(np.concatenate(within)).mean()),
+        }
+    changes = {
+        name: {
+            given: dict(zip(("change", "interval"), paired_change(held, plain, group), strict=True))
+            for given, held, plain in zip(GIVEN, of, by_arm["sft"], strict=True)
+        }
+        for name, of in by_arm.items()
+        if name not in (BASE, "sft")
+    }
+    return {
+        "rows": len(begun),
+        "questions": len(set(group.tolist())),
+        "arms": shares,
+        "over_sft": changes,
+    }
+
+
+def _share_stopped(loaded: LoadedModel, begun: Sequence[Begun], given: int, name: str) -> Array:
+    held = stopped(loaded, begun, given)
+    tell(f"{name}: {int(held.sum())} of {len(held)} stopped after {given} tokens")
+    return held
+
+
+def _arms_of(
+    loaded: LoadedModel, folders: Mapping[str, Path]
+) -> Mapping[str, AbstractContextManager[Any]]:
+    """Return for each arm what switches it on; the model by itself comes first."""
+    names = {name: f"arm{number}" for number, name in enumerate(folders)}
+    (first, folder), *others = folders.items()
+    peft: Any = PeftModel.from_pretrained(loaded.model, folder, adapter_name=names[first])
+    for name, folder in others:
+        peft.load_adapter(folder, adapter_name=names[name])
+    peft.eval()
+    return {BASE: peft.disable_adapter()} | {
+        name: _Switched(peft, adapter) for name, adapter in names.items()
+    }
+
+
+class _Switched(nullcontext[None]):
+    """Puts one of several adapters in use.
+
+    Args:
+        peft: The model with all of them.
+        adapter: Which.
+    """
+
+    def __init__(self, peft: Any, adapter: str) -> None:
+        super().__init__()
+        self._peft = peft
+        self._adapter = adapter
+
+    def __enter__(self) -> None:
+        self._peft.set_adapter(self._adapter)
+
+
+def _benign(arms: Arms, loaded: LoadedModel) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Return ordinary prompts with the model's own replies, as token ids."""
+    rows = arms.cases.rows("ordinary")[:NUM_BENIGN]
+    chats = [arms.cases.examples[int(row)].chat for row in rows]
+    found = []
+    for chat, reply in zip(chats, arms.base_replies(rows), strict=True):
+        ids = loaded.tokenizer(reply.text, add_special_tokens=False)["input_ids"]
+        if len(ids) > 1:
+            found.append((arms.engine.render(chat).token_ids, tuple(ids)))
+    return found
+
+
+def _rate(held: Array, group: Array) -> dict[str, Any]:
+    """Return a share with its interval over groups."""
+    draws = GroupBootstrap([group]).draws({"share": lambda rows: float(held[rows].mean())}, group)
+    return {"share": float(held.mean()), "interval": GroupBootstrap.interval(draws["share"])}
+
+
+def _outcomes(arms: Arms, folders: Mapping[str, Path]) -> dict[str, Any]:
+    """Return what becomes of whole replies in each arm, by role."""
+    base = arms.base()
+    rows = arm_rows("adapter", Arm(BASE, base), base, arms.cases)
+    every = np.ones(len(arms.cases.examples), bool)
+    for name, folder in folders.items():
+        outcomes = arms.under(f"adapter:{folder}")
+        rows += arm_rows("adapter", Arm(name, outcomes, every), base, arms.cases)
+    return {"arms": rows}
+
+
+def _attacks(
+    arms: Arms, folders: Mapping[str, Path], prompts: Sequence[Example]
+) -> list[dict[str, Any]]:
+    """Return by family how many attacks are not refused in each arm, with Wilson intervals."""
+    chats = [example.chat for example in prompts]
+    families = np.array([example.category for example in prompts])
+    replies = {BASE: arms.answers.base(chats)} | {
+        name: arms.answers.always(f"adapter:{folder}", chats) for name, folder in folders.items()
+    }
+    found = []
+    for name, of_arm in replies.items():
+        outcomes = arms.labelling.label(chats, of_arm)
+        for family in dict.fromkeys(families.tolist()):
+            rows = families == family
+            kept = int((outcomes.outcome[rows] != "refused").sum())
+            found.append(
+                {
+                    "arm": name,
+                    "family": family,
+                    "prompts": int(rows.sum()),
+                    "not_refused": kept / int(rows.sum()),
+                    "interval": wilson_interval(kept, int(rows.sum())),
+                    "collapsed": float(outcomes.collapsed[rows].mean()),
+                }
+            )
+    return found
+
+
+def main() -> None:
+    """Measure, write the results, and print them."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--detector", default="pretrained")
+    parser.add_argument("--share", type=float, default=1.0, help="of prompts and rows, for a trial")
+    parser.add_argument("--steps", type=int, default=80, help="of each training")
+    parser.add_argument("--ablations", action="store_true", help="also the paper's two ablations")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--json", action="store_true", help="print JSON instead of the report")
+    options = parser.parse_args()
+    results = {"machine": describe_machine(), "max_tokens": MAX_TOKENS} | measure(
+        options.model,
+        options.detector,
+        share=options.share,
+        steps=options.steps,
+        ablations=options.ablations,
+    )
+    text = report(results)
+    (options.out / "derta.json").write_text(json.dumps(results, indent=2), encoding="utf-8")
+    (options.out / "derta.md").write_text(text, encoding="utf-8")
+    print(json.dumps(results, indent=2) if options.json else text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""What the DeRTa benchmark trains on and measures with; harmful replies are for measuring only.
+
+Trained on: questions of gptfuzz_responses (MIT) with replies that people labelled harmful, refusals
+that ship with demur, and safe prompts written for demur with the model's own greedy replies.
+Measured with: harmful replies of xstest_completions (CC-BY-4.0) and jbb_artifacts (MIT). No question
+is in both. The adapters stay in the user's cache and are never shipped.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from benchmarks.arms import MAX_CHARACTERS, Arms
+from demur.core.examples import Example
+from demur.core.types import Chat
+from demur.datasets import written
+from demur.datasets.demur_data import DemurData
+from demur.modeling.chat import ChatRenderer
+from demur.modeling.load import LoadedModel
+from demur.trainers._refusals import ShippedRefusals
+
+REPLIES_A_QUESTION = 3
+NUM_SAFE = 200
+LEAST_TOKENS = 40
+"""Of a harmful reply that is measured with: 32 are read, and some are left to go on with."""
+MEASURED = {"xstest_completions": ("responses_test", 110), "jbb_artifacts": ("test_ood", 110)}
+FAMILIES = ("code_attack", "self_cipher", "completion_attack")
+
+
+def to_train(data: DemurData, arms: Arms, *, share: float) -> list[Example]:
+    """Return unsafe questions with a refusal and a harmful reply, and safe ones with an answer.
+
+    Args:
+        data: The collection.
+        arms: Of the model, which answers the safe prompts.
+        share: Of them, over 0 to 1.
+    """
+    of_question: dict[str, list[Example]] = defaultdict(list)
+    for example in data.load("gptfuzz_responses", ("responses_train",)):
+        if example.response_label == "unsafe" and example.response:
+            of_question[example.group_key].append(example)
+    shipped, generator = ShippedRefusals(seed=0), np.random.default_rng(0)
+    unsafe = []
+    for question in sorted(of_question):
+        order = generator.permutation(len(of_question[question]))[:REPLIES_A_QUESTION]
+        for example in (of_question[question][row] for row in order.tolist()):
+            refusal = shipped.next(example)
+            unsafe.append(
+                replace(
+                    example,
+                    response=None,
+                    response_label=None,
+                    safe_response=refusal,
+                    harmful_response=example.response,
+                )
+            )
+    safe = _some(
+        [e for e in written.load("train") if e.label == "safe" and e.language in (None, "en")],
+        NUM_SAFE,
+        share,
+    )
+    replies = arms.answers.base([example.chat for example in safe])
+    answered = [
+        replace(example, safe_response=reply.text)
+        for example, reply in zip(safe, replies, strict=True)
+        if reply.text.strip()
+    ]
+    return [*_some(unsafe, len(unsafe), share), *answered]
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A question with a harmful reply to it, of which a beginning is given to the model."""
+
+    chat: Chat
+    prompt: tuple[int, ...]
+    reply: tuple[int, ...]
+    group: str
+
+
+def to_measure(data: DemurData, loaded: LoadedModel, *, share: float) -> list[Begun]:
+    """Return questions with harmful replies that nothing was trained on."""
+    renderer, found = ChatRenderer.of(loaded), []
+    for name, (split, number) in MEASURED.items():
+        harmful = [
+            example
+            for example in data.load(name, (split,))
+            if example.response_label == "unsafe"
+            and len(example.chat.last_user_text) <= MAX_CHARACTERS
+        ]
+        begun = [_begun(loaded, renderer, example) for example in harmful]
+        found += _some([of for of in begun if len(of.reply) >= LEAST_TOKENS], number, share)
+    return found
+
+
+def _begun(loaded: LoadedModel, renderer: ChatRenderer, example: Example) -> Begun:
+    ids = loaded.tokenizer(example.response, add_special_tokens=False)["input_ids"]
+    prompt = renderer.render(example.chat).token_ids
+    return Begun(example.chat, prompt, tuple(ids), example.group_key)
+
+
+def attacks(data: DemurData, *, number: int, share: float) -> list[Example]:
+    """Return prompts of the DeRTa authors' attacks, as many of each family."""
+    every = data.load("derta_attacks", ("test_ood",))
+    return [
+        example
+        for family in FAMILIES
+        for example in _some([e for e in every if e.category == family], number, share)
+    ]
+
+
+def _some(of: Sequence[Any], number: int, share: float) -> list[Any]:
+    """Return a share of some rows, drawn with a fixed seed."""
+    order = np.random.default_rng(0).permutation(len(of))
+    return [of[row] for row in order[: max(1, round(share * min(number, len(of))))].tolist()]
