@@ -64,6 +64,7 @@ class SafetyLayersTrainer(AdapterTrainer):
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         super().__post_init__()
+        self.protects = str(self.protects)  # a number, where a command line names one block
         if self.protects not in (FOUND, RANDOM, NONE):
             Range.parse(self.protects)
         for name, least in (
