@@ -12,8 +12,8 @@ is kept in the user's cache, so that a run which was stopped goes on.
 import argparse
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -182,25 +182,15 @@ def _arms_of(
         peft.load_adapter(folder, adapter_name=names[name])
     peft.eval()
     return {BASE: peft.disable_adapter()} | {
-        name: _Switched(peft, adapter) for name, adapter in names.items()
+        name: _switched(peft, adapter) for name, adapter in names.items()
     }
 
 
-class _Switched(nullcontext[None]):
-    """Puts one of several adapters in use.
-
-    Args:
-        peft: The model with all of them.
-        adapter: Which.
-    """
-
-    def __init__(self, peft: Any, adapter: str) -> None:
-        super().__init__()
-        self._peft = peft
-        self._adapter = adapter
-
-    def __enter__(self) -> None:
-        self._peft.set_adapter(self._adapter)
+@contextmanager
+def _switched(peft: Any, adapter: str) -> Iterator[None]:
+    """Put one of several adapters in use."""
+    peft.set_adapter(adapter)
+    yield
 
 
 def _benign(arms: Arms, loaded: LoadedModel) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:

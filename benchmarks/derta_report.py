@@ -16,15 +16,16 @@ def report(results: Mapping[str, Any]) -> str:
     lines = [
         "# DeRTa",
         "",
-        f"Made by `python -m benchmarks.derta` on {machine['processor']}, {machine['cores']} cores, "
-        f"torch {machine['versions']['torch']}, seed 0, in {results['seconds'] / 60:.0f} minutes. "
+        f"Made by `python -m benchmarks.derta` on {machine['processor']}, {machine['cores']} "
+        f"cores, torch {machine['versions']['torch']}, seed 0, in {results['seconds'] / 60:.0f} "
+        "minutes. "
         f"Model: {model['name']}, {model['dtype']}. All arms were trained for {results['steps']} "
         f"steps on the same {results['trained_on']['prompts']} prompts with the same refusals; "
         "adapters are always on, and replies greedy. Intervals are at 95%.",
         "",
-        "Trained on questions of gptfuzz_responses (MIT) with replies that people labelled harmful, "
-        "refusals that ship, and safe prompts with the model's own replies; the adapters are not "
-        "shipped. No question that is measured was trained on.",
+        "Trained on questions of gptfuzz_responses (MIT) with replies that people labelled "
+        "harmful, refusals that ship, and safe prompts with the model's own replies; the adapters "
+        "are not shipped. No question that is measured was trained on.",
         "",
         "## After a harmful reply has begun",
         "",
@@ -43,9 +44,9 @@ def report(results: Mapping[str, Any]) -> str:
         "",
         "## The authors' attacks",
         "",
-        "Share that is not refused, with Wilson intervals: the prompts of a family share a template, "
-        "so these tell of other prompts of the same template only. A model that does not understand "
-        "an attack does not refuse it either.",
+        "Share that is not refused, with Wilson intervals: the prompts of a family share a "
+        "template, so these tell of other prompts of the same template only. A model that does not "
+        "understand an attack does not refuse it either.",
         "",
         *_attacks(results["attacks"]),
     ]

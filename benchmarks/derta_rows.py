@@ -2,8 +2,8 @@
 
 Trained on: questions of gptfuzz_responses (MIT) with replies that people labelled harmful, refusals
 that ship with demur, and safe prompts written for demur with the model's own greedy replies.
-Measured with: harmful replies of xstest_completions (CC-BY-4.0) and jbb_artifacts (MIT). No question
-is in both. The adapters stay in the user's cache and are never shipped.
+Measured with: harmful replies of xstest_completions (CC-BY-4.0) and jbb_artifacts (MIT). No
+question is in both. The adapters stay in the user's cache and are never shipped.
 """
 
 from collections import defaultdict

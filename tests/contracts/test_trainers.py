@@ -23,10 +23,12 @@ from demur.modeling.load import load
 from demur.workflows.train import train
 from tests.guards import marker_detector
 from tests.interventions import state_hash
-from tests.model_folder import CommandLine, Workplace, labelled_prompts
+from tests.model_folder import CommandLine, Workplace, labelled_prompts, write_lines
 
 METHODS = registry.methods("trainers")
+_ADAPTER: Mapping[str, Any] = {"rank": 2, "steps": 2, "batch_size": 4}
 QUICK: Mapping[str, Mapping[str, Any]] = {
+    "sft": _ADAPTER, "dpo": _ADAPTER, "derta": _ADAPTER, "unlearning": _ADAPTER,
     "candidate_reranking": {
         "num_prompts": 12, "num_held_out": 4, "least_auroc": 0.5,
         "draft": True, "draft_replies": 8, "draft_tokens": 2, "draft_epochs": 1,
@@ -53,11 +55,29 @@ def trainer(name: str) -> Trainer:
     return made
 
 
+def rows(number: int = 40) -> list[dict[str, Any]]:
+    """Return prompts of which every second one is unsafe, with replies."""
+    found: list[dict[str, Any]] = []
+    for row in labelled_prompts(number):
+        is_unsafe = row["label"] == "unsafe"
+        replies = {"safe_response": "No, I can't." if is_unsafe else "Yes: a heron stood there."}
+        if is_unsafe:
+            replies["harmful_response"] = "Sure, take an old mill and"
+        found.append({**row, **replies})
+    return found
+
+
 def examples(number: int = 40) -> list[Example]:
-    """Return prompts of which every second one is unsafe."""
+    """Return the same as examples."""
     return [
-        Example(str(row["id"]), Chat.from_text(str(row["text"])), row["label"])  # type: ignore[arg-type]
-        for row in labelled_prompts(number)
+        Example(
+            row["id"],
+            Chat.from_text(row["text"]),
+            row["label"],
+            safe_response=row["safe_response"],
+            harmful_response=row.get("harmful_response"),
+        )
+        for row in rows(number)
     ]
 
 
@@ -137,7 +157,7 @@ def test_the_command_writes_its_artifact(
         for key, value in QUICK[name].items()
         for part in ("-p", f"{key}={json.dumps(value) if not isinstance(value, str) else value}")
     ]
-    data, out = workplace.labelled_path, tmp_path / "made"
+    data, out = write_lines(tmp_path / "rows.jsonl", rows()), tmp_path / "made"
     done = demur("train", name, "--data", data, "--out", out, *workplace.model, *options)
     assert done.exit_code == 0, done.stderr
     manifest = json.loads((out / "demur.json").read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Training of adapters: what is changed and what is not, what is written, and going on after a kill."""
+"""Training of adapters: what is changed and what is not, what is written, and going on later."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -285,9 +285,9 @@ def test_a_checkpoint_of_another_training_is_not_gone_on_from(
     change: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_tuning, "STEPS_A_CHECKPOINT", 2)
+    killed = run_on(folder, report=killed_at(3))
     with pytest.raises(KilledError):
-        run = run_on(folder, report=killed_at(3))
-        train(SftTrainer(**QUICK), examples(), run, tmp_path / "made")
+        train(SftTrainer(**QUICK), examples(), killed, tmp_path / "made")
     trainer = SftTrainer(**{**QUICK, "steps": 5 if change == "steps" else 6})
     given = examples()
     if change == "examples":
@@ -351,7 +351,8 @@ def test_unlearning_keeps_the_wanted_reply_and_loses_the_other(folder: Path) -> 
     chosen, rejected = (outcome.curves[f"loss, {side}"] for side in ("chosen", "rejected"))
     assert chosen[-1] is not None
     assert rejected[-1] is not None
-    assert chosen[-1] < 1 < 6 < rejected[-1]
+    assert chosen[-1] < 1
+    assert rejected[-1] > 6
 
 
 def test_a_step_holds_the_share_of_unsafe_prompts_that_was_asked_for() -> None:

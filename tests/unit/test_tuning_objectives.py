@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import pytest
 import torch
@@ -100,5 +101,5 @@ def test_the_learning_rate_rises_and_falls_to_nothing() -> None:
     assert rates[:10] == pytest.approx([2e-5 * step for step in range(1, 11)])
     assert max(rates) == pytest.approx(2e-4)
     assert rates[55] == pytest.approx(1e-4)
-    assert all(later < earlier for earlier, later in zip(rates[10:], rates[11:], strict=False))
+    assert all(later < earlier for earlier, later in pairwise(rates[10:]))
     assert rates[-1] < 1e-6
