@@ -29,6 +29,7 @@ METHODS = registry.methods("trainers")
 _ADAPTER: Mapping[str, Any] = {"rank": 2, "steps": 2, "batch_size": 4}
 QUICK: Mapping[str, Mapping[str, Any]] = {
     "sft": _ADAPTER, "dpo": _ADAPTER, "derta": _ADAPTER, "unlearning": _ADAPTER,
+    "safety_layers": {**_ADAPTER, "num_lookalikes": 2, "reach": 1},
     "candidate_reranking": {
         "num_prompts": 12, "num_held_out": 4, "least_auroc": 0.5,
         "draft": True, "draft_replies": 8, "draft_tokens": 2, "draft_epochs": 1,

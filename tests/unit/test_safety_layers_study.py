@@ -17,12 +17,14 @@ from demur.core.types import Chat
 from demur.engines.fake import FakeEngine
 from demur.engines.transformers import TransformersEngine
 from demur.modeling.block_search import Range
+from demur.modeling.chat import ChatRenderer
 from demur.modeling.load import LoadedModel
+from demur.modeling.scaling import scaled
 from demur.studies._gap import measure_gap
 from demur.studies._localising import Localised, Localiser
 from demur.studies._study import StudyInputs
 from demur.studies.safety_layers import COLUMNS, SafetyLayers, drawn
-from tests.interventions import state_hash
+from tests.interventions import next_logits, plain_greedy, state_hash
 from tests.refusing import FACTOR, NUM_BLOCKS, REFUSES, REFUSING, lookalikes, refusing
 from tests.tiny import tiny
 
@@ -79,14 +81,25 @@ def test_another_block_of_the_same_width_refuses_nothing() -> None:
         assert one.refused(lookalikes(4), of).mean() == share
 
 
+def plain_nll(loaded: LoadedModel, examples: Sequence[Example], number: int) -> float:
+    """Return the mean NLL a token of the planted model's own replies, by a plain loop."""
+    renderer, found = ChatRenderer.of(refusing()), []
+    for of in examples:
+        prompt = renderer.render(of.chat)
+        ids = list(prompt.token_ids)
+        for token in plain_greedy(refusing(), prompt, number):
+            found.append(-float(next_logits(loaded, ids).log_softmax(-1)[token]))
+            ids.append(token)
+    return float(np.mean(found))
+
+
 def test_what_scaling_does_to_ordinary_replies_is_measured() -> None:
-    as_it_is, same, scaled_range = localiser().surprise(
-        lookalikes(2), [Range(0, 0), Range(REFUSING, REFUSING)]
-    )
-    assert as_it_is is not None
-    assert same == pytest.approx(as_it_is)
-    assert scaled_range is not None
-    assert scaled_range > as_it_is
+    of_both = [Range(0, 0), Range(REFUSING, REFUSING)]
+    found = localiser().surprise(lookalikes(2), of_both)
+    models = [refusing(), *(scaled(refusing(), of.layers, FACTOR) for of in of_both)]
+    expected = [plain_nll(model, lookalikes(2), 2) for model in models]
+    assert found == pytest.approx(expected, abs=1e-5)
+    assert found[0] == found[1] != found[2]
 
 
 def localised(chosen: list[int], at_random: list[int]) -> Localised:
@@ -154,12 +167,14 @@ def test_a_planted_gap_is_measured_beyond_chance(first: int) -> None:
     )
     assert gap.rise is not None
     assert (gap.rise.first, gap.rise.last) == (first, first)
-    assert gap.first == gap.last == (first, first)
+    for ends in (gap.first, gap.last):
+        assert ends is not None
+        assert ends[0] <= first <= ends[1]
     assert gap.p == 0.01
     assert gap.interval[0, first] > gap.chance[1, first]
     assert gap.curves.slope[first] > gap.slope_chance[first]
     assert (gap.interval[0] <= gap.curves.gap).all()
-    assert f"grows from block {first} ({first} to {first})" in gap.finding("prompts")
+    assert f"grows from block {first} (" in gap.finding("prompts")
 
 
 def test_without_a_separation_nothing_grows() -> None:

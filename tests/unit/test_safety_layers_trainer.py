@@ -239,7 +239,7 @@ def test_without_a_gap_and_without_look_alikes_nothing_is_found() -> None:
 
 
 def test_prompts_of_one_label_are_refused() -> None:
-    with pytest.raises(DataError, match="groups of unsafe"):
+    with pytest.raises(DataError, match="only one label"):
         finder().find(refusing(), lookalikes(6), Run())
 
 

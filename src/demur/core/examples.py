@@ -61,11 +61,11 @@ class Example:
         return tuple(text for text in found if text is not None)
 
 
-def targets_of(examples: Sequence[Example]) -> Targets:
-    """Return what is known of training prompts.
+def require_labels(examples: Sequence[Example]) -> None:
+    """Refuse prompts of which one has no label.
 
     Raises:
-        DataError: A prompt has no label, or all have the same.
+        DataError: One has none.
     """
     unlabelled = [example.id for example in examples if example.label is None]
     if unlabelled:
@@ -73,6 +73,15 @@ def targets_of(examples: Sequence[Example]) -> Targets:
             f"{len(unlabelled)} prompts have no label (the first is {unlabelled[0]!r}): each needs "
             "label 'unsafe' or 'safe'"
         )
+
+
+def targets_of(examples: Sequence[Example]) -> Targets:
+    """Return what is known of training prompts.
+
+    Raises:
+        DataError: A prompt has no label, or all have the same.
+    """
+    require_labels(examples)
     return Targets(
         unsafe=np.array([example.label == "unsafe" for example in examples]),
         group=np.array([example.group_key for example in examples]),

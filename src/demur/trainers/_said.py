@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from demur.core.errors import DataError
-from demur.core.examples import Example, targets_of
+from demur.core.examples import Example, require_labels
 from demur.modeling.chat import ChatRenderer
 from demur.modeling.load import LoadedModel
 from demur.trainers._refusals import ShippedRefusals, harmful_reply_of, safe_reply_of
@@ -48,7 +48,7 @@ def read_corpus(
         DataError: A prompt has no label, cannot be rendered, or fills the context; or an example
             says that a safe prompt has a harmful reply.
     """
-    targets_of(examples)
+    require_labels(examples)
     renderer, corpus = ChatRenderer.of(loaded), Corpus()
     shipped = ShippedRefusals(seed=seed)
     for example in examples:

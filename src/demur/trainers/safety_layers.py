@@ -83,8 +83,8 @@ class SafetyLayersTrainer(AdapterTrainer):
         return PROMPTS if is_found else ()
 
     def items(self, loaded: LoadedModel, said: Sequence[Said]) -> Items:
-        """Return a row for each prompt with a reply; all are the task's, whatever their label."""
-        return Items([], [constant(of.reply("helpful")) for of in said if of.safe])
+        """Return a row for each prompt."""
+        return Items([], [constant(of.reply()) for of in said])
 
     def train(self, examples: Sequence[Example], run: Run) -> Outcome:
         """Fine-tune on a task.
@@ -99,11 +99,7 @@ class SafetyLayersTrainer(AdapterTrainer):
             ConfigError: There is no such model, no such block, or no block is left to train.
             DataError: No example has a reply; or the blocks cannot be found on the prompts.
         """
-        task = [
-            example if example.label is not None else replace(example, label="safe")
-            for example in examples
-            if _brings_reply(example)
-        ]
+        task = [row for example in examples if (row := _task_row(example)) is not None]
         if not task:
             raise DataError(
                 f"none of {len(examples)} examples brings a reply to learn: give the task's rows, "
@@ -188,9 +184,17 @@ class SafetyLayersTrainer(AdapterTrainer):
         return found
 
 
-def _brings_reply(example: Example) -> bool:
-    """Tell whether a row of a task has something to learn; without a label it counts as safe."""
-    return safe_reply_of(replace(example, label=example.label or "safe")) is not None
+def _task_row(example: Example) -> Example | None:
+    """Return what a task's row has to learn, as a safe prompt; None if it brings no reply.
+
+    Without a label it counts as safe; an unsafe one brings a reply if that is known to be safe.
+    """
+    reply = safe_reply_of(replace(example, label=example.label or "safe"))
+    if reply is None:
+        return None
+    return Example(
+        example.id, example.chat, "safe", example.group, example.source, safe_response=reply
+    )
 
 
 def _anywhere(width: int, num_blocks: int, seed: int) -> Range:
