@@ -35,6 +35,7 @@ from demur.metrics.group_bootstrap import GroupBootstrap
 from demur.metrics.wilson_interval import wilson_interval
 from demur.modeling.gguf import cache_folder
 from demur.modeling.load import LoadedModel, load
+from demur.modeling.quiet import quiet
 from demur.studies._arms import Arm, arm_rows, paired_change
 from demur.trainers._said import words_of
 from demur.trainers.derta import DertaTrainer
@@ -177,7 +178,8 @@ def _arms_of(
     """Return for each arm what switches it on; the model by itself comes first."""
     names = {name: f"arm{number}" for number, name in enumerate(folders)}
     (first, folder), *others = folders.items()
-    peft: Any = PeftModel.from_pretrained(loaded.model, folder, adapter_name=names[first])
+    with quiet():
+        peft: Any = PeftModel.from_pretrained(loaded.model, folder, adapter_name=names[first])
     for name, folder in others:
         peft.load_adapter(folder, adapter_name=names[name])
     peft.eval()

@@ -23,6 +23,7 @@ from demur.core.errors import CapabilityError, ConfigError
 from demur.core.reads import Site
 from demur.modeling.blocks import Parts
 from demur.modeling.load import LoadedModel
+from demur.modeling.quiet import quiet
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 """What PEFT calls the files of an adapter."""
@@ -91,7 +92,8 @@ class Adapted:
             task_type="CAUSAL_LM",
             fan_in_fan_out=any(isinstance(module, Conv1D) for module in modules),
         )
-        with torch.random.fork_rng():
+        # PEFT asks transformers for a property that is deprecated, which warns.
+        with quiet(), torch.random.fork_rng():
             torch.manual_seed(seed)
             self._model: Any = get_peft_model(loaded.model, self._config)
         self._model.eval()
