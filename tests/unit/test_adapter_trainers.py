@@ -44,6 +44,7 @@ QUICK: Mapping[str, Any] = {
     "batch_size": 4,
     "learning_rate": 5e-3,
 }
+FAST: Mapping[str, Any] = {"learning_rate": 2e-2, "held_out": 0.0}
 TRAINERS: Mapping[str, Callable[..., Trainer]] = {
     "sft": SftTrainer,
     "dpo": DpoTrainer,
@@ -56,6 +57,17 @@ WORDS = ("red", "green", "blue", "pink", "grey", "teal", "gold", "plum", "rust",
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_model(tmp_path_factory.mktemp("tuning") / "model")
+
+
+@pytest.fixture(scope="module")
+def outspoken(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a model whose frozen output matrix is large enough to be sure of a token."""
+    loaded = load(folder, dtype="float32")
+    loaded.model.get_output_embeddings().weight.data *= 40
+    place = tmp_path_factory.mktemp("outspoken") / "model"
+    loaded.model.save_pretrained(place)
+    loaded.tokenizer.save_pretrained(place)
+    return place
 
 
 @pytest.fixture(params=TRAINERS)
@@ -316,15 +328,15 @@ def test_the_same_seed_gives_the_same_bytes_and_another_one_others(
     assert files_of(tmp_path / "first")[WEIGHTS] != files_of(tmp_path / "other")[WEIGHTS]
 
 
-def test_four_rows_can_be_learnt_by_heart(folder: Path, tmp_path: Path) -> None:
+def test_four_rows_can_be_learnt_by_heart(outspoken: Path, tmp_path: Path) -> None:
     trainer = SftTrainer(
         rank=8, alpha=16, steps=150, batch_size=4, learning_rate=2e-2, held_out=0.0
     )
     given = examples(4)
-    outcome = train(trainer, given, run_on(folder), tmp_path / "made")
+    outcome = train(trainer, given, run_on(outspoken), tmp_path / "made")
     assert outcome.curve[0] > 4
     assert outcome.curve[-1] < 0.05
-    fresh = load(folder, dtype="float32")
+    fresh = load(outspoken, dtype="float32")
     model = in_plain_peft(fresh.model, tmp_path / "made")
     for of in read_corpus(fresh, given, limits=Limits(256, 128), seed=0).said:
         drawn = model.generate(
@@ -335,25 +347,25 @@ def test_four_rows_can_be_learnt_by_heart(folder: Path, tmp_path: Path) -> None:
         assert tuple(drawn[0, len(of.prompt) :].tolist()) == of.safe
 
 
-def test_preferences_start_even_and_are_learnt(folder: Path) -> None:
-    trainer = DpoTrainer(**{**QUICK, "steps": 30, "batch_size": 8}, held_out=0.0)
-    outcome = trainer.train(examples(), run_on(folder))
+def test_preferences_start_even_and_are_learnt(outspoken: Path) -> None:
+    trainer = DpoTrainer(**{**QUICK, **FAST, "steps": 20})
+    outcome = trainer.train(examples(4), run_on(outspoken))
     assert outcome.curve[0] == pytest.approx(np.log(2), abs=1e-5)
     assert outcome.curve[-1] < 0.3
     assert outcome.curves["pairs in order"][-1] == 1.0
 
 
-def test_derta_makes_the_word_of_refusal_likelier_within_harmful_replies(folder: Path) -> None:
-    trainer = DertaTrainer(**{**QUICK, "steps": 40}, drop=0.5, held_out=0.0)
-    outcome = trainer.train(examples(), run_on(folder))
+def test_derta_makes_the_word_of_refusal_likelier_within_harmful_replies(outspoken: Path) -> None:
+    trainer = DertaTrainer(**{**QUICK, **FAST, "steps": 40}, drop=0.5)
+    outcome = trainer.train(examples(4), run_on(outspoken))
     losses = [value for value in outcome.curves["loss, transition"] if value is not None]
     assert losses[0] > 4
     assert losses[-1] < 1
 
 
-def test_unlearning_keeps_the_wanted_reply_and_loses_the_other(folder: Path) -> None:
-    trainer = UnlearningTrainer(**{**QUICK, "steps": 40, "batch_size": 8}, held_out=0.0)
-    outcome = trainer.train(examples(), run_on(folder))
+def test_unlearning_keeps_the_wanted_reply_and_loses_the_other(outspoken: Path) -> None:
+    trainer = UnlearningTrainer(**{**QUICK, **FAST, "steps": 40})
+    outcome = trainer.train(examples(4), run_on(outspoken))
     chosen, rejected = (outcome.curves[f"loss, {side}"] for side in ("chosen", "rejected"))
     assert chosen[-1] is not None
     assert rejected[-1] is not None

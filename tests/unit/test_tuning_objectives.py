@@ -1,23 +1,31 @@
 """Losses of adapters, against closed forms and against TRL's own trainer."""
 
 import math
+import warnings
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from torch import Tensor
+from trl import DPOConfig, DPOTrainer
+from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from demur.modeling.labelled import IGNORE, label_batches, label_log_probs
+from demur.modeling.load import load
 from demur.trainers._objectives import Preference, TokenMean, Unlearning
 from demur.trainers._rows import Row, Rows
-from demur.trainers._tuning import Plan
+from demur.trainers._tuning import Plan, log_probs_of, without_gradients
+from tests.model_folder import save_model
 from tests.tiny import tiny
 
 CHOSEN = Row("chosen", (1, 2, 3), (IGNORE, 3, 4))
 OTHER = Row("chosen", (5, 6), (IGNORE, 7))
 REJECTED = Row("rejected", (1, 2, 5, 6), (IGNORE, 5, 6, 7))
-WORSE = Row("rejected", (5, 8), (IGNORE, 9))
+WORSE = Row("rejected", (5, 6), (IGNORE, 9))
 PAIRS: Sequence[Rows] = ((CHOSEN, REJECTED), (OTHER, WORSE))
 LOG_PROBS: Sequence[Sequence[Tensor]] = (
     (torch.tensor([-1.0, -2.0]), torch.tensor([-0.5, -1.5, -4.0])),
@@ -93,6 +101,35 @@ def test_batches_hold_every_group_once_and_keep_to_the_budget() -> None:
     assert len(found) > 1
     for batch in found:
         assert max(len(groups[number][0].token_ids) for number in batch) * len(batch) <= 1024
+
+
+def test_dpo_is_that_of_trl(tmp_path: Path) -> None:
+    policy, reference = (save_model(tmp_path / name, seed=of) for name, of in (("a", 1), ("b", 2)))
+    ours, plain = load(policy, dtype="float32"), load(reference, dtype="float32")
+    rows = without_gradients(plain, PAIRS, torch.sum)
+    found = Preference(0.1, 0.1, "sum", rows).share(PAIRS, log_probs_of(ours, PAIRS), PAIRS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer: Any = DPOTrainer(
+            model=load(policy, dtype="float32").model,
+            ref_model=plain.model,
+            args=DPOConfig(str(tmp_path / "trl"), beta=0.1, use_cpu=True, report_to=[], bf16=False),
+            processing_class=ours.tokenizer,
+            train_dataset=Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}]),
+        )
+        inputs = DataCollatorForPreference(pad_token_id=257)(
+            [
+                {
+                    "prompt_ids": list(chosen.token_ids[:number]),
+                    "chosen_ids": [of for of in chosen.labels if of != IGNORE],
+                    "rejected_ids": [of for of in rejected.labels if of != IGNORE],
+                }
+                for (chosen, rejected), number in zip(PAIRS, (2, 2), strict=True)
+            ]
+        )
+        expected = trainer.compute_loss(trainer.model, inputs)
+    assert float(found.loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+    assert float(expected.detach()) != pytest.approx(math.log(2), rel=1e-3)
 
 
 def test_the_learning_rate_rises_and_falls_to_nothing() -> None:
