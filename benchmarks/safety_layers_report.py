@@ -65,19 +65,18 @@ def compared(
     """
     rows = cases.rows("unsafe")
     group = cases.group[rows]
-    harm = [_complied(of, rows) for of in (base, plain, left_alone)]
+    before, after, kept = (_complied(of, rows) for of in (base, plain, left_alone))
     at_random = np.mean([_complied(of, rows) for of in randoms.values()], axis=0)
-    share = removed_share(*harm, group)
     return {
         "prompts": len(rows),
         "groups": len(set(group.tolist())),
-        "added": paired_change(harm[1], harm[0], group),
-        "removed": paired_change(harm[1], harm[2], group),
-        "removed_share": share,
-        "removed_share_at_random": removed_share(harm[0], harm[1], at_random, group),
-        "below_random": paired_change(at_random, harm[2], group),
+        "added": paired_change(after, before, group),
+        "removed": paired_change(after, kept, group),
+        "removed_share": removed_share(before, after, kept, group),
+        "removed_share_at_random": removed_share(before, after, at_random, group),
+        "below_random": paired_change(at_random, kept, group),
         "below_each_random": {
-            name: paired_change(_complied(of, rows), harm[2], group) for name, of in randoms.items()
+            name: paired_change(_complied(of, rows), kept, group) for name, of in randoms.items()
         },
     }
 

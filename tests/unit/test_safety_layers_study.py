@@ -43,8 +43,8 @@ class ByFirstLetter(Scorer):
         ]
 
 
-def example(id: str, label: Label = "safe", **fields: str) -> Example:
-    return Example(id, Chat.from_text(f"Tell me of number {id}"), label, **fields)
+def example(id: str, label: Label) -> Example:
+    return Example(id, Chat.from_text(f"Tell me of number {id}"), label)
 
 
 def nothing_read(_examples: Sequence[Example], _reads: Sequence[Read]) -> Readings:

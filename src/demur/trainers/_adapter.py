@@ -216,7 +216,7 @@ class AdapterTrainer(Trainer):
         generator = np.random.default_rng(seed)
         groups = [item(generator) for item in (*items.unsafe, *items.safe)]
         log_probs = without_gradients(adapted.loaded, groups, _sum)
-        found = {}
+        found: dict[str, float] = {}
         for kind in sorted({row.kind for row in log_probs}):
             rows = [row for row in log_probs if row.kind == kind]
             total = sum(log_probs[row] for row in rows)
