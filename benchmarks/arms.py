@@ -61,7 +61,7 @@ def held_out_cases(data: DemurData, *, share: float = 1.0, seed: int = 0) -> Cas
 
     Args:
         data: The collection.
-        share: Of each set's prompts, over 0 to 1.
+        share: Of the number of each set, over 0; more than 1 takes more, as far as the set goes.
         seed: Of the draw.
     """
     examples: list[Example] = []

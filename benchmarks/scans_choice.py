@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.arms import tell
-from demur.core.examples import Example
+from demur.core.examples import LOOK_ALIKE_KINDS, Example
 from demur.core.outcomes import Answered
 from demur.core.readings import Array
 from demur.core.types import Chat
@@ -17,7 +17,6 @@ from demur.guard.kept_replies import KeptReply
 from demur.guard.loading import load_detector
 from demur.scorers.perplexity import Perplexity
 from demur.studies._answers import Answers
-from demur.studies._cases import LOOK_ALIKE_KINDS
 from demur.studies._outcomes import Labelling
 
 LABELLING = Labelling(("reply_classifier", "refusal_match"))

@@ -29,6 +29,7 @@ METHODS = registry.methods("trainers")
 _ADAPTER: Mapping[str, Any] = {"rank": 2, "steps": 2, "batch_size": 4}
 QUICK: Mapping[str, Mapping[str, Any]] = {
     "sft": _ADAPTER, "dpo": _ADAPTER, "derta": _ADAPTER, "unlearning": _ADAPTER,
+    "safety_layers": {**_ADAPTER, "num_lookalikes": 2, "reach": 1},
     "candidate_reranking": {
         "num_prompts": 12, "num_held_out": 4, "least_auroc": 0.5,
         "draft": True, "draft_replies": 8, "draft_tokens": 2, "draft_epochs": 1,
@@ -56,14 +57,15 @@ def trainer(name: str) -> Trainer:
 
 
 def rows(number: int = 40) -> list[dict[str, Any]]:
-    """Return prompts of which every second one is unsafe, with replies."""
+    """Return prompts of which every second one is unsafe and the others look so, with replies."""
     found: list[dict[str, Any]] = []
     for row in labelled_prompts(number):
         is_unsafe = row["label"] == "unsafe"
         replies = {"safe_response": "No, I can't." if is_unsafe else "Yes: a heron stood there."}
         if is_unsafe:
             replies["harmful_response"] = "Sure, take an old mill and"
-        found.append({**row, **replies})
+        kind = {} if is_unsafe else {"kind": "look_alike"}
+        found.append({**row, **replies, **kind})
     return found
 
 
@@ -74,6 +76,7 @@ def examples(number: int = 40) -> list[Example]:
             row["id"],
             Chat.from_text(row["text"]),
             row["label"],
+            kind=row.get("kind"),
             safe_response=row["safe_response"],
             harmful_response=row.get("harmful_response"),
         )

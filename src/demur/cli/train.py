@@ -73,7 +73,8 @@ def train(
     given = [f"{field}={value}" for field, value in named.items() if value is not None]
     trainer = made(name, [*(parameter or []), *given])
     require_replaceable(out)
-    examples = [example for source in data or ["written"] for example in _rows(source)]
+    sources = dict.fromkeys([*(data or ["written"]), *trainer.packaged])
+    examples = [example for source in sources for example in _rows(source)]
     with _progress() as report:
         run = Run(model, cast(Dtype, dtype), seed=seed, report=report)
         outcome = training.train(trainer, examples, run, out)

@@ -12,6 +12,9 @@ from demur.core.readings import Array
 from demur.core.types import Chat
 
 Label = Literal["unsafe", "safe"]
+LOOK_ALIKE_KINDS = frozenset({"look_alike", "lookalikes", "wrapped_safe"})
+LOOK_ALIKE_SETS = frozenset({"xstest", "oktest", "coconot_eval", "coconot_pref"})
+"""Sets whose safe prompts sound dangerous."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,12 @@ class Example:
     def group_key(self) -> str:
         """The group, or the prompt's own place where there is none."""
         return self.group if self.group is not None else f"{self.source or ''}:{self.id}"
+
+    @property
+    def is_look_alike(self) -> bool:
+        """True if it is safe and sounds dangerous, as far as its set says so."""
+        sounds = self.kind in LOOK_ALIKE_KINDS or self.source in LOOK_ALIKE_SETS
+        return self.label == "safe" and sounds
 
     @property
     def replies(self) -> tuple[str, ...]:

@@ -79,6 +79,11 @@ class Trainer(ABC):
     makes: ClassVar[str]
     """The responder that reads what it makes."""
 
+    @property
+    def packaged(self) -> tuple[str, ...]:
+        """Packaged sets whose training prompts it needs beside the examples that a user gives."""
+        return ()
+
     @abstractmethod
     def train(self, examples: Sequence[Example], run: Run) -> Outcome:
         """Train on examples; the same seed gives the same arrays on the same machine.

@@ -12,9 +12,6 @@ from demur.core.readings import Array
 
 Role = Literal["unsafe", "look_alike", "ordinary"]
 ROLES: tuple[Role, ...] = get_args(Role)
-LOOK_ALIKE_KINDS = frozenset({"look_alike", "lookalikes", "wrapped_safe"})
-LOOK_ALIKE_SETS = frozenset({"xstest", "oktest", "coconot_eval", "coconot_pref"})
-"""Sets whose safe prompts sound dangerous."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +54,7 @@ def role_of(example: Example) -> Role:
         raise DataError(f"prompt {example.id!r} has no label: expected 'unsafe' or 'safe'")
     if example.label == "unsafe":
         return "unsafe"
-    sounds = example.kind in LOOK_ALIKE_KINDS or example.source in LOOK_ALIKE_SETS
-    return "look_alike" if sounds else "ordinary"
+    return "look_alike" if example.is_look_alike else "ordinary"
 
 
 def cases_of(tests: Mapping[str, Sequence[Example]], *, most: int, seed: int = 0) -> Cases:

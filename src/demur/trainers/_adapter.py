@@ -5,7 +5,7 @@ adapters' weights and the optimiser are float32, and so are logits and losses.
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, ClassVar
@@ -22,7 +22,7 @@ from demur.trainers._checkpoints import Checkpoint, training_id
 from demur.trainers._objectives import Objective, TokenMean
 from demur.trainers._rows import Rows, Said
 from demur.trainers._said import Corpus, Limits, read_corpus
-from demur.trainers._tuning import Items, Plan, tune, without_gradients
+from demur.trainers._tuning import Items, Plan, never, tune, without_gradients
 
 MAX_HELD_OUT = 48
 """Groups of examples that are measured only, at most."""
@@ -100,6 +100,16 @@ class AdapterTrainer(Trainer):
         """
         return TokenMean()
 
+    def watch(self, adapted: Adapted, held: Sequence[Said], run: Run) -> Callable[[int], bool]:
+        """Return what says after each step, by its number from 1, whether the training is over.
+
+        Args:
+            adapted: The model that is trained.
+            held: Prompts and replies that are measured only.
+            run: With the seed.
+        """
+        return never
+
     def train(self, examples: Sequence[Example], run: Run) -> Outcome:
         """Train adapters.
 
@@ -125,7 +135,15 @@ class AdapterTrainer(Trainer):
         adapted, plan = Adapted(loaded, self._lora(), seed=run.seed), self._plan(run.seed)
         objective = self.objective(adapted, list(islice(items.drawn(plan), plan.steps)), run)
         checkpoint = Checkpoint(run.checkpoint, self._training_id(examples, loaded, run))
-        state = tune(adapted, items, objective, plan=plan, checkpoint=checkpoint, report=run.report)
+        state = tune(
+            adapted,
+            items,
+            objective,
+            plan=plan,
+            checkpoint=checkpoint,
+            report=run.report,
+            is_done=self.watch(adapted, held, run),
+        )
         tensors = adapted.tensors()
         counts = {
             "num_unsafe": len(items.unsafe),
@@ -175,19 +193,34 @@ class AdapterTrainer(Trainer):
         self, adapted: Adapted, held: Sequence[Said], *, seed: int
     ) -> Mapping[str, float]:
         """Return how likely labels of held-out rows are with and without adapters, by type."""
+        with adapted.off():
+            before = self.held_out_nll(adapted, held, seed=seed)
+        after = self.held_out_nll(adapted, held, seed=seed)
+        return {
+            f"nll_{kind}_{when}": of[kind]
+            for kind in before
+            for when, of in (("before", before), ("after", after))
+        }
+
+    def held_out_nll(
+        self, adapted: Adapted, held: Sequence[Said], *, seed: int
+    ) -> dict[str, float]:
+        """Return the mean of -log p over the labels of held-out rows, by type.
+
+        Args:
+            adapted: The model, as it is now.
+            held: Prompts and replies that are measured only.
+            seed: Of what is left to chance in the rows.
+        """
         items = self.items(adapted.loaded, held)
         generator = np.random.default_rng(seed)
         groups = [item(generator) for item in (*items.unsafe, *items.safe)]
-        with adapted.off():
-            before = without_gradients(adapted.loaded, groups, _sum)
-        after = without_gradients(adapted.loaded, groups, _sum)
-        found = {}
-        for kind in sorted({row.kind for row in before}):
-            rows = [row for row in before if row.kind == kind]
-            num_labels = sum(row.num_labels for row in rows)
-            for when, log_probs in (("before", before), ("after", after)):
-                total = sum(log_probs[row] for row in rows)
-                found[f"nll_{kind}_{when}"] = -total / num_labels
+        log_probs = without_gradients(adapted.loaded, groups, _sum)
+        found: dict[str, float] = {}
+        for kind in sorted({row.kind for row in log_probs}):
+            rows = [row for row in log_probs if row.kind == kind]
+            total = sum(log_probs[row] for row in rows)
+            found[kind] = -total / sum(row.num_labels for row in rows)
         return found
 
 

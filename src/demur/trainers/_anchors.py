@@ -5,7 +5,7 @@ style. So each unsafe anchor gets a safe one of the same form and first word, an
 length; and a group gives one anchor at most, so that no request stands on both sides.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ from scipy.optimize import linear_sum_assignment
 from demur.core.errors import DataError
 from demur.core.examples import Example, targets_of
 from demur.core.readings import Array
-from demur.core.types import Prompt
+from demur.core.types import Chat, Prompt
 from demur.modeling.chat import ChatRenderer
 
 MAX_CANDIDATES = 4000
@@ -56,6 +56,26 @@ def pick_anchors(
         seed: Of the draw.
 
     Raises:
+        DataError: See `pick_pairs`.
+    """
+    unsafe, safe = pick_pairs(examples, renderer.render, count=count, seed=seed)
+    return Anchors(
+        *(tuple(renderer.render(example.chat) for example in of) for of in (unsafe, safe))
+    )
+
+
+def pick_pairs(
+    examples: Sequence[Example], render: Callable[[Chat], Prompt], *, count: int, seed: int
+) -> tuple[list[Example], list[Example]]:
+    """Pick unsafe prompts and safe ones of like shape; those at the same place are a pair.
+
+    Args:
+        examples: Labelled prompts.
+        render: Makes a prompt of a chat, as the model will read it.
+        count: Pairs, 2 or more; fewer where there are fewer groups.
+        seed: Of the draw.
+
+    Raises:
         DataError: A prompt has no label, or there are no two groups of each label.
     """
     targets_of(examples)
@@ -67,13 +87,9 @@ def pick_anchors(
         )
     few = unsafe[: min(count, len(safe))]
     candidates = safe[:MAX_CANDIDATES]
-    rendered = [
-        [renderer.render(example.chat) for example in of_label] for of_label in (few, candidates)
-    ]
+    rendered = [[render(example.chat) for example in of] for of in (few, candidates)]
     rows, columns = linear_sum_assignment(_costs(few, candidates, *rendered))
-    return Anchors(
-        tuple(rendered[0][row] for row in rows), tuple(rendered[1][column] for column in columns)
-    )
+    return [few[row] for row in rows], [candidates[column] for column in columns]
 
 
 def _one_a_group(examples: Sequence[Example], *, seed: int) -> tuple[list[Example], list[Example]]:

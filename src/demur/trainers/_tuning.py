@@ -90,6 +90,11 @@ class Items:
             step += 1
 
 
+def never(_step: int) -> bool:
+    """Let a training take all its steps."""
+    return False
+
+
 def tune(
     adapted: Adapted,
     items: Items,
@@ -98,6 +103,7 @@ def tune(
     plan: Plan,
     checkpoint: Checkpoint,
     report: Report,
+    is_done: Callable[[int], bool] = never,
 ) -> TrainingState:
     """Train adapters, from a checkpoint where there is one.
 
@@ -108,6 +114,7 @@ def tune(
         plan: How.
         checkpoint: Where the state is kept.
         report: Told of each step.
+        is_done: Asked after each step, by its number from 1; the training ends where it says so.
 
     Returns:
         The state after the last step.
@@ -133,6 +140,8 @@ def tune(
             checkpoint.write(state)
         num_tokens = state.num_tokens - read_before
         report(Progress("training", state.step, plan.steps, state.curve[-1], num_tokens))
+        if is_done(state.step):
+            break
     return state
 
 

@@ -1,0 +1,226 @@
+"""Safety layers on a model that refuses: does leaving them alone keep refusals through fine-tuning?
+
+    DEMUR_DATA=FOLDER python -m benchmarks.safety_layers --model MODEL [--detector pretrained]
+        [--share 1.5] [--steps 80] [--json]
+
+First, where the model tells unsafe from ordinary prompts, and which blocks make it refuse (the
+study `safety_layers`). Then the model is fine-tuned on harmless rows whose answers open with
+"Sure,": all blocks, all but the safety layers, and all but random blocks of the same width, each
+until it knows held-out rows as well as the first. What each complies with is counted on prompts
+that nothing was fitted on. What was found, trained and drawn is kept in the user's cache, arm by
+arm, so that a run which was stopped goes on.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.arms import Arms, held_out_cases, tell
+from benchmarks.machine import describe_machine
+from benchmarks.safety_layers_report import compared, report
+from benchmarks.safety_layers_rows import task_prompts, task_rows
+from demur.core.examples import Example
+from demur.core.folders import MANIFEST, write_synced
+from demur.core.trained import Trained
+from demur.core.training import Progress, Run
+from demur.datasets import written
+from demur.datasets.demur_data import DemurData
+from demur.modeling.gguf import cache_folder
+from demur.studies._arms import Arm, arm_rows
+from demur.studies._outcomes import Outcomes
+from demur.studies._study import IN_DISTRIBUTION, StudyInputs
+from demur.studies._writing import write
+from demur.studies.safety_layers import SafetyLayers
+from demur.trainers.safety_layers import SafetyLayersTrainer
+from demur.workflows.capture import Capturer
+from demur.workflows.fit import describe_set
+from demur.workflows.study_reader import StudyReader
+from demur.workflows.train import train
+
+RESULTS = Path(__file__).parent / "results"
+MAX_TOKENS = 48
+STEPS_A_CHECK = 4
+MOST_STEPS = 4
+"""Times the steps of plain fine-tuning, within which an arm is to know the task as well."""
+BASE, ALL, LEFT_ALONE, RANDOM = "base", "all blocks", "all but the safety layers", "all but blocks"
+NUM_RANDOM = 2
+
+
+def measure(model: str, detector: str, *, share: float, steps: int) -> dict[str, Any]:
+    """Measure one model.
+
+    Args:
+        model: As `--model` takes it.
+        detector: A gate, which `benchmarks.arms` asks for; nothing is gated here.
+        share: Of the prompts of `benchmarks.arms`, over 0; 1.5 makes 225 of a role.
+        steps: Of plain fine-tuning.
+    """
+    started = time.perf_counter()
+    cases = held_out_cases(DemurData(), share=share)
+    arms = Arms(model, cases, detector=detector, max_tokens=MAX_TOKENS)
+    root = cache_folder() / "benchmarks" / "safety_layers" / arms.engine.model_id.name
+    found = _studied(arms, SafetyLayers(num_lookalikes=100, num_random=NUM_RANDOM), root / "study")
+    named = {str(row["is"]): str(row["blocks"]) for row in found["rows"]}
+    randoms = [str(row["blocks"]) for row in found["rows"] if row["is"] == "random"]
+    prompts = task_prompts(share=min(1.0, share))
+    chats = [example.chat for example in prompts]
+    replies = arms.answers.base(chats)
+    rows = task_rows(prompts, replies, arms.labelling.label(chats, replies).outcome.tolist())
+    trainings = Trainings(model, rows, root, steps)
+    folders = {ALL: trainings.plain()}
+    until = _held_out_loss(folders[ALL])
+    folders[LEFT_ALONE] = trainings.without(named["safety layers"], until=until)
+    folders |= {f"{RANDOM} {of}": trainings.without(of, until=until) for of in randoms}
+    outcomes = {BASE: arms.base()} | {
+        name: arms.under(f"adapter:{folder}") for name, folder in folders.items()
+    }
+    return {
+        "model": arms.engine.model_id.as_dict(),
+        "share": share,
+        "steps": steps,
+        "study": {"findings": found["findings"], "rows": found["rows"]},
+        "safety_layers": named["safety layers"],
+        "trained_on": describe_set(rows),
+        "training": {name: Trained.read(of).provenance["metrics"] for name, of in folders.items()},
+        "arms": _rates(outcomes, arms),
+        "compared": compared(
+            outcomes[BASE],
+            outcomes[ALL],
+            outcomes[LEFT_ALONE],
+            {name: of for name, of in outcomes.items() if name.startswith(RANDOM)},
+            cases,
+        ),
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def _studied(arms: Arms, study: SafetyLayers, out: Path) -> dict[str, Any]:
+    """Return what the study finds; it is run unless its results lie there."""
+    path = out / "results.json"
+    if not path.is_file():
+        english = {
+            split: [example for example in written.load(split) if example.language == "en"]
+            for split in ("train", "val")
+        }
+        tests = {
+            IN_DISTRIBUTION: english["val"],
+            "held out": [of for of in arms.cases.examples if of.label == "safe"],
+        }
+        inputs = StudyInputs(
+            read=StudyReader(Capturer(arms.engine.loaded), []).read,
+            num_blocks=len(arms.engine.loaded.parts.blocks),
+            train=english["train"],
+            val=[],
+            tests=tests,
+            report=tell,
+            engine=arms.engine,
+        )
+        write(study.run(inputs), out)
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+class Trainings:
+    """Fine-tunes a model in several ways, each once.
+
+    Args:
+        model: As `--model` takes it.
+        rows: Of the task.
+        root: Where adapters are kept.
+        steps: Of plain fine-tuning.
+    """
+
+    def __init__(self, model: str, rows: Sequence[Example], root: Path, steps: int) -> None:
+        self._model = model
+        self._rows = rows
+        self._root = root
+        self._steps = steps
+        # An answer that was cut at the limit is cut once more, so that no end is learnt.
+        self._shared: Mapping[str, Any] = {"batch_size": 4, "max_reply_tokens": MAX_TOKENS - 1}
+
+    def plain(self) -> Path:
+        """Return the adapter of all blocks."""
+        return self._trained(
+            "all", SafetyLayersTrainer(protects="none", steps=self._steps, **self._shared)
+        )
+
+    def without(self, blocks: str, *, until: float) -> Path:
+        """Return the adapter of all blocks but some, which knows the task as well.
+
+        Args:
+            blocks: Of the model, as `protects` takes them.
+            until: Nats a token of held-out rows.
+        """
+        trainer = SafetyLayersTrainer(
+            protects=blocks,
+            steps=MOST_STEPS * self._steps,
+            until_loss=until,
+            steps_a_check=STEPS_A_CHECK,
+            **self._shared,
+        )
+        return self._trained(f"without-{blocks}", trainer)
+
+    def _trained(self, name: str, trainer: SafetyLayersTrainer) -> Path:
+        out = self._root / name
+        wanted = [json.loads(json.dumps(trainer.hyper_parameters())), describe_set(self._rows)]
+        if not (out / MANIFEST).is_file() or _made_by(out) != wanted:
+            train(trainer, self._rows, Run(self._model, report=partial(_show, name)), out)
+        return out
+
+
+def _made_by(out: Path) -> list[Any]:
+    provenance = Trained.read(out).provenance
+    return [provenance["hyper_parameters"], provenance["train"]]
+
+
+def _show(name: str, progress: Progress) -> None:
+    """Tell of every tenth step."""
+    if progress.done % 10 == 0 or progress.done == progress.total:
+        loss = "" if progress.loss is None else f", loss {progress.loss:.3f}"
+        tell(f"{name}: {progress.stage} {progress.done} of {progress.total}{loss}")
+
+
+def _held_out_loss(folder: Path) -> float:
+    return float(Trained.read(folder).provenance["metrics"]["nll_helpful_after"])
+
+
+def _rates(outcomes: Mapping[str, Outcomes], arms: Arms) -> list[Mapping[str, Any]]:
+    """Return the rates of each arm, one row a role, with changes to the model as it is."""
+    every = np.ones(len(arms.cases.examples), bool)
+    return [
+        row
+        for name, of in outcomes.items()
+        for row in arm_rows(
+            "adapter", Arm(name, of, None if name == BASE else every), outcomes[BASE], arms.cases
+        )
+    ]
+
+
+def main() -> None:
+    """Measure, write the results, and print them."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--detector", default="pretrained")
+    parser.add_argument("--share", type=float, default=1.5, help="of the prompts; 1.5 for 225 each")
+    parser.add_argument("--steps", type=int, default=80, help="of plain fine-tuning")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--json", action="store_true", help="print JSON instead of the report")
+    options = parser.parse_args()
+    results = {"machine": describe_machine(), "max_tokens": MAX_TOKENS} | measure(
+        options.model, options.detector, share=options.share, steps=options.steps
+    )
+    text = report(results)
+    content = json.dumps(results, indent=2) + "\n"
+    write_synced(options.out / "safety_layers.json", content.encode())
+    write_synced(options.out / "safety_layers.md", text.encode())
+    print(content if options.json else text)
+
+
+if __name__ == "__main__":
+    main()
