@@ -13,11 +13,12 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor
 
+from demur.core.adapters import CONFIG, WEIGHTS
 from demur.core.errors import ConfigError, DataError
 from demur.core.examples import Example
 from demur.core.training import Outcome, Run, Trainer
 from demur.modeling.load import LoadedModel, load
-from demur.modeling.lora import CONFIG, WEIGHTS, Adapted, AdaptedModules, Lora
+from demur.modeling.lora import Adapted, AdaptedModules, Lora
 from demur.trainers._checkpoints import Checkpoint, training_id
 from demur.trainers._objectives import Objective, TokenMean
 from demur.trainers._rows import Rows, Said

@@ -14,8 +14,9 @@ from torch.nn.functional import pad
 from transformers import DynamicCache
 
 from demur.core.protocols import Done, Request
+from demur.core.readings import Array
 from demur.core.reads import CaptureSpec
-from demur.engines.transformers.passes import UNCHANGED, Changes
+from demur.engines.transformers.passes import UNCHANGED, Changes, Passes
 from demur.engines.transformers.reranking import Lookahead
 from demur.engines.transformers.sampling import row_generator
 from demur.engines.transformers.starting import Start
@@ -124,7 +125,31 @@ class Batch:
         self.alone = [row for row in self.alone if id(row) not in gone]
         return [Done(row.request.id, "abandoned") for row in every if id(row) in gone]
 
-    def slots(self) -> dict[CaptureSpec, tuple[list[int], Slot]]:
+    def forward(self, passes: Passes, device: torch.device) -> tuple[Tensor, dict[int, Array]]:
+        """Read each row's next token.
+
+        Args:
+            passes: Of the model.
+            device: That it lies on.
+
+        Returns:
+            The logits [row, vocabulary], and the states [layer, d_model] that monitors want, by
+            row.
+        """
+        slots = self._slots()
+        logits = passes.step(
+            self._inputs(device),
+            [row.changes for row in self.rows],
+            {spec: slot for spec, (_, slot) in slots.items()},
+        )
+        states = {
+            row: of[:, 0]
+            for rows, slot in slots.values()
+            for row, of in zip(rows, slot.values(), strict=True)
+        }
+        return logits, states
+
+    def _slots(self) -> dict[CaptureSpec, tuple[list[int], Slot]]:
         """Return for each read of a monitor its rows, and where their states go in the next step.
 
         A step has one token a row.
@@ -135,7 +160,7 @@ class Batch:
                 rows.setdefault(row.request.monitor.read, []).append(index)
         return {spec: (of, Slot(spec, [[row] for row in of])) for spec, of in rows.items()}
 
-    def inputs(self, device: torch.device) -> dict[str, Tensor | DynamicCache | None]:
+    def _inputs(self, device: torch.device) -> dict[str, Tensor | DynamicCache | None]:
         """Return the model's inputs for the next step: one new token a row."""
         width = self.cache.get_seq_length() + 1
         tokens = torch.tensor([[row.drawn_ids[-1]] for row in self.rows], device=device)

@@ -158,7 +158,7 @@ class TransformersEngine:
         """
         require_drawing(intervention)
         ids = [self.with_reply(prompt, reply).token_ids[len(prompt) :] for reply in replies]
-        prefill = self._passes.prefill(prompt)
+        prefill = self._passes.prefill(prompt.token_ids)
         start = Start.of(prefill)
         if intervention is not None:
             start = self._starter.start(prompt, prefill, intervention)
@@ -278,7 +278,7 @@ class TransformersEngine:
         if not batch.rows:
             return
         try:
-            all_logits, states = self._forward(batch)
+            all_logits, states = batch.forward(self._passes, self._device)
         except Exception as error:  # the pass is shared, and so is its failure
             ends = [failed(row.request, error) for row in batch.rows]
             batch.keep([])
@@ -378,26 +378,6 @@ class TransformersEngine:
             return [token, done]
         row.end = done
         return [token]
-
-    def _forward(self, batch: Batch) -> tuple[Tensor, dict[int, Array]]:
-        """Read each row's next token.
-
-        Returns:
-            The logits [row, vocabulary], and the states [layer, d_model] that monitors want, by
-            row.
-        """
-        slots = batch.slots()
-        logits = self._passes.step(
-            batch.inputs(self._device),
-            [row.changes for row in batch.rows],
-            {spec: slot for spec, (_, slot) in slots.items()},
-        )
-        states = {
-            row: of[:, 0]
-            for rows, slot in slots.values()
-            for row, of in zip(rows, slot.values(), strict=True)
-        }
-        return logits, states
 
     def _elapsed(self, started: float) -> float:
         if self._device.type == "cuda":
