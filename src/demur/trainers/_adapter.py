@@ -61,6 +61,7 @@ class AdapterTrainer(Trainer):
     """Share of the groups of examples that are measured only, 0 or more and below 1."""
 
     makes: ClassVar[str] = "adapter"
+    learns_from: ClassVar[tuple[str, ...]] = ("replies",)
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
