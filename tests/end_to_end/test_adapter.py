@@ -75,6 +75,7 @@ def test_a_server_answers_flagged_prompts_under_it(stream: bool, tmp_path: Path)
                 "model": "demur",
                 "messages": [{"role": "user", "content": text}],
                 "max_tokens": NUM_TOKENS,
+                "temperature": 0,
                 "stream": stream,
             }
             response = server.post(CHAT, body)
