@@ -14,6 +14,7 @@ from demur.core.interventions import (
     PrependText,
     RerankTokens,
     SwapHead,
+    UseAdapter,
 )
 from demur.core.protocols import Done, Request, TokenOut, whole
 from demur.core.readings import Readings
@@ -24,6 +25,7 @@ from demur.modeling.blocks import find_parts
 from demur.modeling.capture import capture
 from demur.modeling.fast_capture import FastCapture
 from demur.modeling.load import LoadedModel
+from tests.adapters import lora
 from tests.interventions import stored
 from tests.tiny import CONFIGS, tiny
 
@@ -61,6 +63,7 @@ def interventions(folder: Path, model: LoadedModel) -> dict[str, Intervention | 
         "2": SwapHead(stored(folder, "head", own + drawn(*own.shape) / 10)),
         "3": RerankTokens(4, CaptureSpec((2,)), stored(folder, "weights", drawn(D_MODEL))),
         "4": PrependText("Be careful."),
+        "5": UseAdapter(lora(folder / "adapter", model).ref),
     }
 
 
