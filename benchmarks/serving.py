@@ -40,7 +40,7 @@ from benchmarks.serving_servers import (
     serving,
 )
 from benchmarks.serving_soak import Verdicts, steady_memory
-from benchmarks.serving_windows import TokenCount, paired, summary, tokens_a_second
+from benchmarks.serving_windows import TokenCount, Work, newest, paired, summary
 from demur.engines.transformers import TransformersEngine
 from demur.guard import Guard
 from demur.modeling.load import EMBEDDED_NAME
@@ -65,8 +65,10 @@ class Asked:
     one_client_s: float
     rounds: int
     rival_rounds: int
+    parts: int
+    """Of a window; the arms take turns by parts."""
     per_client: int
-    """Requests of each client in a window."""
+    """Requests of each client in a part."""
     num_mixed: int
     seed: int
     margin: float = MARGIN
@@ -166,8 +168,8 @@ class Bench:
         except httpx.HTTPError as error:
             raise NoServerError(f"it did not answer: {type(error).__name__}") from error
 
-    def window(self, server: Server, *, seed: int) -> float:
-        """Return how many tokens a second reach the clients in one window."""
+    def window(self, server: Server, *, seed: int) -> Work:
+        """Return how many tokens reach the clients in one part of a window, and in what time."""
         asked = self.asked
         mix = Mix(self.prompts.bodies(server.kind.model, counts=False))
         load = loaded(
@@ -181,16 +183,21 @@ class Bench:
             )
         )
         settle(server)
-        return tokens_a_second(load, count=self.count)
+        return Work.of(load, count=self.count)
 
     def rounds(self, arms: Mapping[str, Server]) -> dict[str, list[float]]:
         """Return the windows of each arm."""
         generator = np.random.default_rng(self.asked.seed)
         windows: dict[str, list[float]] = {arm: [] for arm in arms}
         for round_ in range(self.asked.rounds):
-            for arm in generator.permutation(list(arms)):
-                windows[arm].append(self.window(arms[arm], seed=self.asked.seed + 1 + round_))
-                say(f"round {round_ + 1}: {arm} {windows[arm][-1]:.0f} tokens/s")
+            done = dict.fromkeys(arms, Work())
+            for part in range(self.asked.parts):
+                seed = self.asked.seed + 1 + round_ * self.asked.parts + part
+                for arm in generator.permutation(list(arms)):
+                    done[arm] += self.window(arms[arm], seed=seed)
+            for arm, work in done.items():
+                windows[arm].append(work.tokens_per_s)
+            say(f"round {round_ + 1}: {newest(windows)}")
         return windows
 
     def power(self) -> dict[str, dict[str, int]]:
@@ -284,9 +291,9 @@ def beside(bench: Bench, ours: Server, rival: Kind) -> dict[str, list[float]]:
         seed = bench.asked.seed + 1 + round_
         with serving(rival, bench.log) as theirs:
             bench.one_reply(theirs)
-            windows[rival.name].append(bench.window(theirs, seed=seed))
-        windows[beside_name(rival)].append(bench.window(ours, seed=seed))
-        say(f"round {round_ + 1}: " + ", ".join(f"{n} {of[-1]:.0f}" for n, of in windows.items()))
+            windows[rival.name].append(bench.window(theirs, seed=seed).tokens_per_s)
+        windows[beside_name(rival)].append(bench.window(ours, seed=seed).tokens_per_s)
+        say(f"round {round_ + 1}: {newest(windows)}")
         if not windows[rival.name][-1]:
             raise NoServerError("it sent no tokens")
     return windows
@@ -299,7 +306,7 @@ def warm(bench: Bench, arms: Mapping[str, Server]) -> None:
         NoServerError: One sends no tokens.
     """
     for name, server in arms.items():
-        if not bench.window(server, seed=bench.asked.seed):
+        if not bench.window(server, seed=bench.asked.seed).num_tokens:
             raise NoServerError(f"{name} sent no tokens")
 
 
@@ -345,7 +352,8 @@ def parsed() -> argparse.Namespace:
         ("one-client", float, 15.0),
         ("rounds", int, 5),
         ("rival-rounds", int, 3),
-        ("per-client", int, 2),
+        ("parts", int, 3),
+        ("per-client", int, 1),
         ("mixed", int, 60),
         ("seed", int, 0),
     )
@@ -371,6 +379,7 @@ def main() -> None:
         one_client_s=options.one_client,
         rounds=options.rounds,
         rival_rounds=options.rival_rounds,
+        parts=options.parts,
         per_client=options.per_client,
         num_mixed=options.mixed,
         seed=options.seed,

@@ -96,9 +96,11 @@ def _throughput(found: Mapping[str, Any]) -> str:
     asked = found["asked"]
     return (
         "## Throughput\n\n"
-        f"{asked['rounds']} rounds, each of one window an arm, in random order. A window is the "
+        f"{asked['rounds']} rounds, each of one window an arm; a window comes in "
+        f"{asked['parts']} parts, and the arms take turns by parts, in random order. A part is the "
         f"same work for each arm, {asked['per_client']} requests from each client, from the first "
-        f"request to the last token; {asked['rival_rounds']} rounds beside `transformers serve`. "
+        f"request to the last token. {asked['rival_rounds']} rounds of one part beside "
+        "`transformers serve`. "
         "Ordinary prompts only. Unguarded is the same server and engine, built by "
         "`benchmarks/serving_unguarded.py`: nothing is read, asked or watched. The second "
         "unguarded arm is the control. `transformers serve` is the server that comes with "
