@@ -26,9 +26,9 @@ from benchmarks.derta_report import report
 from benchmarks.derta_rows import Begun, attacks, to_measure, to_train
 from benchmarks.machine import describe_machine
 from demur.core.examples import Example
-from demur.core.folders import MANIFEST
+from demur.core.folders import MANIFEST, read_manifest
 from demur.core.readings import Array
-from demur.core.trained import Trained
+from demur.core.trained import KIND
 from demur.core.training import Progress, Run, Trainer
 from demur.datasets.demur_data import DemurData
 from demur.metrics.group_bootstrap import GroupBootstrap
@@ -92,7 +92,7 @@ def measure(
         "share": share,
         "steps": steps,
         "trained_on": describe_set(rows),
-        "training": {name: Trained.read(of).provenance["metrics"] for name, of in folders.items()},
+        "training": {name: _provenance(of)["metrics"] for name, of in folders.items()},
         "late": _late(model, folders, data, arms, share=share),
         **_outcomes(arms, folders),
         "attacks": _attacks(arms, folders, attacks(data, number=NUM_ATTACKS, share=share)),
@@ -110,8 +110,13 @@ def _trained(trainer: Trainer, rows: Sequence[Example], model: str, out: Path) -
 
 
 def _made_by(out: Path) -> list[Any]:
-    provenance = Trained.read(out).provenance
+    provenance = _provenance(out)
     return [provenance["hyper_parameters"], provenance["train"]]
+
+
+def _provenance(out: Path) -> dict[str, Any]:
+    found: dict[str, Any] = read_manifest(out, kind=KIND)["provenance"]
+    return found
 
 
 def _show(name: str) -> Callable[[Progress], None]:
@@ -238,14 +243,14 @@ def _attacks(
         outcomes = arms.labelling.label(chats, of_arm)
         for family in dict.fromkeys(families.tolist()):
             rows = families == family
-            kept = int((outcomes.outcome[rows] != "refused").sum())
+            kept = outcomes.outcome[rows] != "refused"
             found.append(
                 {
                     "arm": name,
                     "family": family,
                     "prompts": int(rows.sum()),
-                    "not_refused": kept / int(rows.sum()),
-                    "interval": wilson_interval(kept, int(rows.sum())),
+                    "not_refused": float(kept.mean()),
+                    "interval": wilson_interval(kept, np.arange(len(kept))),
                     "collapsed": float(outcomes.collapsed[rows].mean()),
                 }
             )

@@ -33,13 +33,13 @@ def stopped(loaded: LoadedModel, begun: Sequence[Begun], num_given: int) -> Arra
         num_given: Tokens of the reply that are given.
     """
     given = [(*of.prompt, *of.reply[:num_given]) for of in begun]
-    first = _continued(loaded, given, BEGINS_WITHIN + PHRASE)
+    first = continued(loaded, given, BEGINS_WITHIN + PHRASE)
     answers = [Answered(of.chat, _text(loaded, ids)) for of, ids in zip(begun, first, strict=True)]
     refused = np.array([found.outcome == "refused" for found in RefusalMatch().judge(answers)])
     rows = np.flatnonzero(refused).tolist()
     if not rows:
         return refused
-    rest = _continued(loaded, [(*given[row], *first[row]) for row in rows], NEXT - PHRASE)
+    rest = continued(loaded, [(*given[row], *first[row]) for row in rows], NEXT - PHRASE)
     whole = [
         Answered(begun[row].chat, _text(loaded, (*first[row], *ids)))
         for row, ids in zip(rows, rest, strict=True)
@@ -54,7 +54,7 @@ def _text(loaded: LoadedModel, ids: Sequence[int]) -> str:
 
 
 @torch.inference_mode()
-def _continued(
+def continued(
     loaded: LoadedModel, given: Sequence[tuple[int, ...]], num_tokens: int
 ) -> list[tuple[int, ...]]:
     """Return the greedy continuation of token ids, the end token left out."""

@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from demur.core.adapters import LoraFolder
 from demur.core.readings import Array
 from demur.core.reads import CaptureSpec
 from demur.core.trained import Trained, save_trained
 from demur.modeling.draft import DraftHead
 from demur.modeling.load import LoadedModel
+from tests.adapters import lora, with_manifest
 from tests.tiny import tiny
 
 Content = tuple[Mapping[str, Array], Mapping[str, Any]]
@@ -26,7 +28,7 @@ def trained(method: str, folder: Path, *, model: LoadedModel | None = None) -> T
         model: That it is for; None is the tiny one.
     """
     of = model or tiny()
-    tensors, fields = MADE[method](of)
+    tensors, fields = _CONTENTS[method](of)
     save_trained(
         folder,
         method=method,
@@ -37,6 +39,13 @@ def trained(method: str, folder: Path, *, model: LoadedModel | None = None) -> T
         card="Of random numbers.\n",
     )
     return Trained.read(folder)
+
+
+def made(method: str, folder: Path) -> Trained | LoraFolder:
+    """Write what a trainer would have left for a responder of the tiny model, and read it."""
+    if method == "adapter":
+        return with_manifest(lora(folder, tiny()), tiny())
+    return trained(method, folder)
 
 
 def _refusal_head(model: LoadedModel) -> Content:
@@ -68,10 +77,11 @@ def _soft_prompt(model: LoadedModel) -> Content:
     return {"embeddings": embeddings}, {"text": text}
 
 
-MADE: Mapping[str, Callable[[LoadedModel], Content]] = {
+_CONTENTS: Mapping[str, Callable[[LoadedModel], Content]] = {
     "candidate_reranking": _candidate_reranking,
     "refusal_head": _refusal_head,
     "soft_prompt": _soft_prompt,
     "steering": _steering,
 }
-"""By responder: what a trainer would have left."""
+MADE = (*_CONTENTS, "adapter")
+"""The responders that read an artifact."""

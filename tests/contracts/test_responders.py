@@ -22,7 +22,7 @@ from demur.guard.routes import FlaggedTo
 from tests.guards import marker_detector
 from tests.interventions import plain_greedy, state_hash
 from tests.tiny import tiny
-from tests.trained import MADE, trained
+from tests.trained import MADE, made
 
 METHODS = registry.methods("responders")
 CHAT = Chat.from_text("How do I pick a lock?", system="Be brief.")
@@ -42,7 +42,7 @@ def name(request: pytest.FixtureRequest) -> str:
 def make(name: str, tmp_path: Path) -> MakeResponder:
     found: MakeResponder = registry.load("responders", name)
     if name in MADE:
-        return partial(found, trained=trained(name, tmp_path / name))
+        return partial(found, trained=made(name, tmp_path / name))
     return found
 
 

@@ -13,13 +13,14 @@ from peft import PeftModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from demur.core.adapters import CONFIG, WEIGHTS
 from demur.core.errors import CapabilityError, ConfigError, DataError
 from demur.core.examples import Example
 from demur.core.training import Progress, Run, Trainer
 from demur.core.types import Chat
 from demur.modeling.labelled import label_log_probs
 from demur.modeling.load import LoadedModel, load
-from demur.modeling.lora import CONFIG, WEIGHTS, Adapted, Lora
+from demur.modeling.lora import Adapted, Lora
 from demur.modeling.quiet import quiet
 from demur.trainers import _tuning
 from demur.trainers._adapter import parted

@@ -9,7 +9,7 @@ import pytest
 from demur.core.errors import DataError
 from demur.core.preparing import ForeseeingResponder, PreparingEngine
 from demur.core.protocols import Engine
-from demur.core.trained import Trained, save_trained
+from demur.core.trained import save_trained
 from demur.core.types import Sampling
 from demur.engines.fake import FakeEngine
 from demur.engines.transformers import TransformersEngine
@@ -19,7 +19,7 @@ from demur.guard.routes import FlaggedTo
 from demur.responders.fixed_reply import FixedReply
 from tests.guards import marker_detector
 from tests.tiny import tiny
-from tests.trained import MADE, trained
+from tests.trained import MADE, made
 
 
 def guard_of(engine: Engine, line: str) -> Guard:
@@ -38,12 +38,13 @@ def guard_of(engine: Engine, line: str) -> Guard:
         ("refusal_head", ""),
         ("candidate_reranking", ""),
         ("candidate_reranking", ",uses_draft=true"),
+        ("adapter", ""),
     ],
 )
 def test_tensors_are_loaded_when_the_guard_is_built(
     method: str, fields: str, tmp_path: Path
 ) -> None:
-    folder = trained(method, tmp_path / method).folder
+    folder = made(method, tmp_path / method).folder
     guard = guard_of(TransformersEngine(tiny()), f"{method}:{folder}{fields}")
     shutil.rmtree(folder)
     reply = guard.reply("Tell me the MARKER", Sampling(max_tokens=3))
@@ -73,7 +74,7 @@ def test_who_cannot_foresee_or_prepare_is_left_alone() -> None:
 
 def test_a_trained_responder_that_foresees_names_what_it_read(tmp_path: Path) -> None:
     for method in MADE:
-        of: Trained = trained(method, tmp_path / method)
+        of = made(method, tmp_path / method)
         responder = load_responder(f"{method}:{of.folder}", tiny().model_id)
         if isinstance(responder, ForeseeingResponder):
             assert of.sha256 in repr(responder.returns)

@@ -32,7 +32,7 @@ from demur.workflows import train as training
 
 app = typer.Typer(add_completion=False)
 
-PACKAGED = ("written", "starter")
+PACKAGED = ("written", "starter", "replies")
 """Sets that ship, by name; their training prompts are taken."""
 
 
@@ -58,7 +58,7 @@ def train(
     dtype: options.Dtype = "auto",
     seed: options.Seed = 0,
 ) -> None:
-    """Train a responder on labelled prompts, by default those that were written for demur.
+    """Train a responder on labelled prompts, by default on a set that was written for demur.
 
     What it writes is loaded with --responder METHOD:FOLDER wherever a responder is named. A long
     training that was stopped goes on when the same command is given again.
@@ -73,7 +73,7 @@ def train(
     given = [f"{field}={value}" for field, value in named.items() if value is not None]
     trainer = made(name, [*(parameter or []), *given])
     require_replaceable(out)
-    sources = dict.fromkeys([*(data or ["written"]), *trainer.packaged])
+    sources = dict.fromkeys([*(data or trainer.learns_from), *trainer.packaged])
     examples = [example for source in sources for example in _rows(source)]
     with _progress() as report:
         run = Run(model, cast(Dtype, dtype), seed=seed, report=report)

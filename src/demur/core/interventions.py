@@ -3,15 +3,18 @@
 They are data. A responder makes one, the guard passes it on, and only engines carry it out.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
+from demur.core.adapters import AdapterRef
 from demur.core.errors import ConfigError
-from demur.core.reads import CaptureSpec
+from demur.core.reads import CaptureSpec, Checkpoint
 from demur.core.tensors import TensorRef
 from demur.core.types import Prompt
 
 FromPosition = Literal["last", "user_end"]
+CacheUse = Literal["keep", "recompute"]
 
 
 def first_position(prompt: Prompt, start: FromPosition) -> int:
@@ -174,6 +177,50 @@ class RerankTokens:
         return Kept(None, len(prompt))
 
 
+@dataclass(frozen=True)
+class UseAdapter:
+    """Go on under a LoRA adapter: low-rank additions to linear maps; the weights stay as they are.
+
+    Before the first token the prompt is read again under it, from the first adapted block on where
+    that block's input was stored. A reply that is under way goes on from the tokens that it has.
+    """
+
+    adapter: AdapterRef
+    scale: float = 1.0
+    """Of what the adapter adds; 1 as it was trained, 0 changes nothing."""
+    cache: CacheUse = "keep"
+    """Of a reply that is under way. `keep`: the prompt and the reply so far stay as the model read
+    them, but for the newest token, which is read again. `recompute`: all is read again."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no engine could carry out."""
+        if not math.isfinite(self.scale):
+            raise ConfigError(f"scale is {self.scale}: expected a finite number")
+        if self.cache not in get_args(CacheUse):
+            raise ConfigError(f"cache is {self.cache!r}: expected one of {get_args(CacheUse)}")
+
+    @property
+    def checkpoint(self) -> Checkpoint | None:
+        """What has to be stored of a prefill, so that it need not be computed from its start."""
+        has_blocks_below = self.adapter.first_layer > 0
+        return Checkpoint(self.adapter.first_layer) if has_blocks_below and self.scale else None
+
+    def keeps(self, prompt: Prompt) -> Kept:
+        """Keep the blocks below the first adapted one, if its input was stored; else nothing."""
+        if self.scale == 0:
+            return Kept(None, len(prompt))
+        return Kept(self.adapter.first_layer, 0)
+
+
 Intervention = (
-    ReplyWith | PrependText | EndReply | AddVectors | SwapHead | PrependEmbeddings | RerankTokens
+    ReplyWith
+    | PrependText
+    | EndReply
+    | AddVectors
+    | SwapHead
+    | PrependEmbeddings
+    | RerankTokens
+    | UseAdapter
 )
+MidReply = ReplyWith | EndReply | UseAdapter
+"""What can be done to a reply that is under way."""

@@ -7,7 +7,8 @@ large tensors has nothing to load.
 from collections.abc import Iterable
 from typing import Protocol, runtime_checkable
 
-from demur.core.interventions import Intervention
+from demur.core.interventions import Intervention, UseAdapter
+from demur.core.reads import Checkpoint
 
 
 @runtime_checkable
@@ -32,13 +33,24 @@ class PreparingEngine(Protocol):
         """
 
 
-def prepare(engine: object, responders: Iterable[object]) -> None:
-    """Let an engine load what responders may return, as far as both can say.
+def foreseen(responders: Iterable[object]) -> tuple[Intervention, ...]:
+    """Return what responders may return, as far as they can say."""
+    able = [one for one in responders if isinstance(one, ForeseeingResponder)]
+    return tuple(of for one in able for of in one.returns)
+
+
+def checkpoints(interventions: Iterable[Intervention]) -> tuple[Checkpoint, ...]:
+    """Return what interventions may want to go on from, each once."""
+    wanted = (of.checkpoint for of in interventions if isinstance(of, UseAdapter))
+    return tuple(dict.fromkeys(one for one in wanted if one is not None))
+
+
+def prepare(engine: object, interventions: Iterable[Intervention]) -> None:
+    """Let an engine load what interventions refer to, if it can.
 
     Raises:
         ConfigError: There is no such artifact.
         DataError: An artifact has changed, or does not fit the model.
     """
     if isinstance(engine, PreparingEngine):
-        able = [one for one in responders if isinstance(one, ForeseeingResponder)]
-        engine.prepare([of for one in able for of in one.returns])
+        engine.prepare(interventions)

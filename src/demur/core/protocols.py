@@ -12,9 +12,9 @@ from typing import Any, Literal, Protocol, Self
 import numpy as np
 
 from demur.core.errors import DataError
-from demur.core.interventions import EndReply, Intervention, ReplyWith
+from demur.core.interventions import Intervention, MidReply
 from demur.core.readings import Array, Readings
-from demur.core.reads import CaptureSpec, Read, read_from_dict
+from demur.core.reads import CaptureSpec, Checkpoint, Read, read_from_dict
 from demur.core.results import Verdict
 from demur.core.types import Chat, ModelId, Prompt, Sampling
 
@@ -32,7 +32,7 @@ class Monitor:
 
     read: CaptureSpec
     """Of the reply's tokens, without pooling."""
-    watch: Callable[[Array], ReplyWith | EndReply | None]
+    watch: Callable[[Array], MidReply | None]
     """Called once for each token of the reply, in order, with its states [layer, d_model], float32;
     None lets the reply go on."""
 
@@ -60,6 +60,8 @@ class Request:
     last one too."""
     is_abandoned: Callable[[], bool] = never
     """Asked before the prefill and before each token: nobody waits for the reply any more."""
+    checkpoints: tuple[Checkpoint, ...] = ()
+    """What of the prefill an intervention may want to go on from; stored until `decide` is done."""
 
 
 @dataclass(frozen=True)

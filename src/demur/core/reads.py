@@ -177,6 +177,22 @@ class PilotTokens:
         return {"pilot_tokens": asdict(self)}
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """The states that go into a block, stored by the engine while it reads a prompt.
+
+    No detector sees them: an intervention that changes nothing below the block goes on from there.
+    """
+
+    layer: int
+    """0-based decoder block, over 0."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no engine could carry out."""
+        if self.layer < 1:
+            raise ConfigError(f"a checkpoint is at layer {self.layer}: expected 1 or more")
+
+
 TentativeRead = AppendedTokens | PilotTokens
 """What is read in steps on a fork of the prefill's cache."""
 ExtraRead = OwnPass | TentativeRead

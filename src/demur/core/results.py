@@ -7,6 +7,8 @@ PASS = "pass"
 ERROR = "error"
 STOPPED = "stopped"
 """Answered by the model until a detector flagged the reply itself."""
+SWITCHED = "switched"
+"""Begun by the model, and gone on under an adapter since a detector flagged the reply itself."""
 PASS_UNSCORED = "pass_unscored"
 """Answered although a detector failed, since the operator said `on_error="pass_unscored"`."""
 
@@ -65,7 +67,7 @@ class Reply:
     text: str
     token_ids: tuple[int, ...]
     route: str
-    """`pass`, a responder's name, `stopped`, `error` or `pass_unscored`."""
+    """`pass`, a responder's name, `stopped`, `switched`, `error` or `pass_unscored`."""
     verdicts: tuple[Verdict, ...]
     finish_reason: str
     """`stop`, `length`, `replaced` (a fixed text at its end), `ended` (by a detector that watches

@@ -32,7 +32,7 @@ class TensorRef:
         Raises:
             ConfigError: There is no such artifact.
         """
-        return cls(str(folder), key, _sha256(folder / TENSORS))
+        return cls(str(folder), key, file_sha256(folder / TENSORS))
 
     def checked_path(self) -> Path:
         """Return the file, if it still is what the reference was made of.
@@ -42,7 +42,7 @@ class TensorRef:
             DataError: It has changed.
         """
         path = Path(self.artifact) / TENSORS
-        found = _sha256(path)
+        found = file_sha256(path)
         if found != self.sha256:
             raise DataError(
                 f"{path} has sha256 {found[:12]}, expected {self.sha256[:12]}: it was replaced "
@@ -51,7 +51,12 @@ class TensorRef:
         return path
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """Return the hash of an artifact's file.
+
+    Raises:
+        ConfigError: There is no such file.
+    """
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

@@ -78,6 +78,8 @@ class Trainer(ABC):
 
     makes: ClassVar[str]
     """The responder that reads what it makes."""
+    learns_from: ClassVar[tuple[str, ...]] = ("written",)
+    """Packaged sets whose training prompts it learns from where a user gives no examples."""
 
     @property
     def packaged(self) -> tuple[str, ...]:

@@ -19,8 +19,8 @@ from itertools import accumulate
 
 import numpy as np
 
-from demur.core.errors import ConfigError, DataError
-from demur.core.interventions import EndReply, PrependText, ReplyWith
+from demur.core.errors import CapabilityError, ConfigError, DataError
+from demur.core.interventions import EndReply, PrependText, ReplyWith, UseAdapter
 from demur.core.protocols import Done, Event, Monitor, Request, Scored, Switched, TokenOut
 from demur.core.readings import Array, Deferred, Readings, Values
 from demur.core.reads import (
@@ -312,6 +312,7 @@ class FakeEngine:
             num_tokens=row.num_drawn,
             end=row.end,
             replace=partial(_replaced, request, first=row.length),
+            switch=_cannot_switch,
         )
 
 
@@ -319,6 +320,10 @@ def _replaced(request: Request, intervention: ReplyWith, *, first: int) -> Itera
     for position, word in enumerate(words_of(intervention.text), start=first):
         yield TokenOut(request.id, position, token_id_of(word), word, 0.0)
     yield Done(request.id, "replaced")
+
+
+def _cannot_switch(intervention: UseAdapter) -> None:
+    raise CapabilityError("the pretend model has no linear maps, and can run no adapter")
 
 
 def _hash_on(prefix: int, token_id: int) -> int:

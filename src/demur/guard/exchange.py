@@ -11,9 +11,18 @@ from dataclasses import dataclass, field
 from itertools import count
 
 from demur.core.errors import DataError, DemurError
-from demur.core.interventions import Intervention
+from demur.core.interventions import Intervention, MidReply, UseAdapter
 from demur.core.protocols import Done, Engine, Event, Request, Scored, Switched, TokenOut, Watched
-from demur.core.results import ERROR, PASS, STOPPED, Reply, Timings, Token, Verdict
+from demur.core.results import (
+    ERROR,
+    PASS,
+    STOPPED,
+    SWITCHED,
+    Reply,
+    Timings,
+    Token,
+    Verdict,
+)
 from demur.core.types import Chat, Prompt, Sampling
 from demur.guard.calibrated import CalibratedDetector
 
@@ -30,6 +39,11 @@ def as_chat(chat: ChatLike) -> Chat:
     if isinstance(chat, Chat):
         return chat
     return Chat.from_text(chat) if isinstance(chat, str) else Chat.from_messages(chat)
+
+
+def turned_route(intervention: MidReply) -> str:
+    """Return the route of a reply that was flagged."""
+    return SWITCHED if isinstance(intervention, UseAdapter) else STOPPED
 
 
 @dataclass
@@ -68,6 +82,11 @@ class Exchange:
     scored: Scored | None = None
 
     @property
+    def is_turned(self) -> bool:
+        """The reply itself was flagged, and something has become of it."""
+        return self.route in (STOPPED, SWITCHED)
+
+    @property
     def is_scored(self) -> bool:
         """Every detector has judged the prompt."""
         return bool(self.verdicts) and all(verdict.error is None for verdict in self.verdicts)
@@ -104,7 +123,9 @@ class Exchange:
         if self.finish_reason in (ERROR, "ended", "abandoned"):
             self.held.clear()
         num_free = len(self.held)
-        if self.hold_tokens and self.finish_reason is None and self.route != STOPPED:
+        if self.route == SWITCHED and self.awaited is not None:
+            num_free = 0
+        elif self.hold_tokens and self.finish_reason is None and not self.is_turned:
             num_free = self.num_scanned - self.hold_tokens + 1 - len(self.tokens)
         released = [self.held.popleft() for _ in range(max(0, num_free))]
         if released and self.first_token_at is None:
@@ -112,10 +133,15 @@ class Exchange:
         self.tokens += released
         return released
 
-    def stop(self, intervention: Intervention) -> None:
-        """Take note that a flagged reply ends: what of it was held back is never shown."""
-        self.held.clear()
-        self.route, self.awaited = STOPPED, intervention
+    def turn(self, intervention: MidReply) -> None:
+        """Take note of what becomes of a flagged reply.
+
+        One that ends, or makes room for a text, never shows what of it was held back; one that goes
+        on under an adapter does.
+        """
+        if not isinstance(intervention, UseAdapter):
+            self.held.clear()
+        self.route, self.awaited = turned_route(intervention), intervention
 
     def _finish(self, done: Done) -> None:
         self.ended_at = time.perf_counter()

@@ -11,10 +11,20 @@ from typing import Literal, Self, get_args
 
 from demur.core.errors import CapabilityError, ConfigError, DataError, DemurError
 from demur.core.interventions import Intervention
-from demur.core.preparing import prepare
+from demur.core.preparing import checkpoints, foreseen, prepare
 from demur.core.protocols import Engine, Monitor, Request, Responder, never
 from demur.core.readings import Readings
-from demur.core.results import ERROR, PASS, PASS_UNSCORED, STOPPED, Reply, Token, Verdict
+from demur.core.reads import Checkpoint
+from demur.core.results import (
+    ERROR,
+    PASS,
+    PASS_UNSCORED,
+    STOPPED,
+    SWITCHED,
+    Reply,
+    Token,
+    Verdict,
+)
 from demur.core.types import Prompt, Sampling
 from demur.guard.calibrated import CalibratedDetector
 from demur.guard.exchange import (
@@ -22,6 +32,7 @@ from demur.guard.exchange import (
     Exchange,
     replies_of,
     tokens_of,
+    turned_route,
     with_ids,
 )
 from demur.guard.loading import load_detector
@@ -56,6 +67,7 @@ class Guard:
             do not fit together.
         CapabilityError: The engine cannot do a read or an intervention that is needed.
         DataError: What a responder was trained to be has changed, or does not fit the model.
+        ModelMismatchError: An adapter does not fit the model.
     """
 
     def __init__(
@@ -73,9 +85,11 @@ class Guard:
             raise ConfigError(f"on_error is {on_error!r}: expected one of {get_args(OnError)}")
         _check_detectors(engine, detectors)
         _check_responders(engine, route, responders)
-        prepare(engine, responders.values())
+        may_come = foreseen(responders.values())
         if monitor is not None:
             _check_monitor(engine, monitor, [detector.name for detector in detectors])
+            may_come = (*may_come, monitor.intervention)
+        prepare(engine, may_come)
         self.engine = engine
         self.detectors = tuple(detectors)
         self._route = route
@@ -86,6 +100,9 @@ class Guard:
         watching = () if monitor is None else (monitor.detector,)
         self.versions = {of.name: of.version for of in (*detectors, *watching)}
         """The version of each detector's fitted state, by name; of the one of replies too."""
+        stores = Checkpoint in engine.capabilities and not observes
+        routed = foreseen(responders[name] for name in sorted(route.responders))
+        self._checkpoints = checkpoints(routed) if stores else ()
         self._reads = tuple(dict.fromkeys(read for d in detectors for read in d.detector.reads))
 
     @classmethod
@@ -239,6 +256,7 @@ class Guard:
             draw_id=draw_id,
             monitor=self._watching(exchange),
             is_abandoned=is_abandoned,
+            checkpoints=self._checkpoints,
         )
         return exchange
 
@@ -251,9 +269,9 @@ class Guard:
         def report(verdict: Verdict) -> None:
             exchange.reply_verdict = verdict
             if verdict.flagged and self._observes:
-                exchange.would_route = STOPPED
-            elif verdict.flagged:
-                exchange.stop(intervention)
+                exchange.would_route = turned_route(intervention)
+            elif verdict.flagged and not exchange.is_turned:
+                exchange.turn(intervention)
 
         return self.monitor.watching(report, observes=self._observes)
 
@@ -359,7 +377,7 @@ def _check_monitor(engine: Engine, monitor: ReplyMonitor, names: Sequence[str]) 
 
 
 def _check_responders(engine: Engine, route: Route, responders: Mapping[str, Responder]) -> None:
-    reserved = {PASS, PASS_UNSCORED, ERROR, STOPPED} & set(responders)
+    reserved = {PASS, PASS_UNSCORED, ERROR, STOPPED, SWITCHED} & set(responders)
     if reserved:
         raise ConfigError(f"responders cannot be called {sorted(reserved)}: these are routes")
     unknown = route.responders - set(responders)

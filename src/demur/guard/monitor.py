@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from demur.core.errors import ConfigError, DataError
-from demur.core.interventions import EndReply, ReplyWith
+from demur.core.interventions import EndReply, MidReply, UseAdapter
 from demur.core.protocols import Monitor
 from demur.core.readings import Array
 from demur.core.results import Verdict
@@ -30,12 +30,13 @@ class ReplyMonitor:
     """
 
     detector: CalibratedDetector
-    intervention: ReplyWith | EndReply = field(default_factory=EndReply)
-    """What becomes of a flagged reply: it ends, or a text takes its place."""
+    intervention: MidReply = field(default_factory=EndReply)
+    """What becomes of a flagged reply: it ends, a text takes its place, or it goes on under an
+    adapter, from the tokens that it has."""
     hold_tokens: int = 1
     """Tokens that are held back: the last ones stay unseen until as many have been judged. With 1
     every token is judged before it is shown; 0 shows tokens at once. What was shown is never taken
-    back."""
+    back. A reply that goes on under an adapter keeps all its tokens, and shows what was held."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot watch a reply."""
@@ -71,8 +72,9 @@ class _Watch:
         self._observes = observes
         self._state = self._detector.start(1)
         self._highest = -math.inf
+        self._has_switched = False
 
-    def __call__(self, states: Array) -> ReplyWith | EndReply | None:
+    def __call__(self, states: Array) -> MidReply | None:
         """Judge the reply after one more token, with its states [layer, d_model]."""
         self._state, scores = self._detector.update(self._state, states[None])
         score = float(scores[0])
@@ -81,4 +83,7 @@ class _Watch:
         self._highest = max(self._highest, score)
         verdict = self._monitor.detector.judge(self._highest)
         self._report(verdict)
-        return self._monitor.intervention if verdict.flagged and not self._observes else None
+        if not verdict.flagged or self._observes or self._has_switched:
+            return None
+        self._has_switched = isinstance(self._monitor.intervention, UseAdapter)
+        return self._monitor.intervention

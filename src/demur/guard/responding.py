@@ -3,6 +3,7 @@
 fixed_reply:I cannot help with that.
 refusal_head:my-head
 steering:my-vectors@-1                        the same as steering:my-vectors,scale=-1
+adapter:my-adapter@0.5                        a folder of PEFT, or one that was trained by demur
 """
 
 from dataclasses import fields
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from demur.core import by_name, registry
+from demur.core.adapters import LoraFolder
 from demur.core.errors import ConfigError
 from demur.core.folders import require_same_model
 from demur.core.protocols import Responder
@@ -44,8 +46,8 @@ def load_responder(line: str, model_id: ModelId) -> Responder:
         ModelMismatchError: The artifact was made for another model.
     """
     method, given = _parsed(line)
-    trained = given.get(TRAINED)
-    if isinstance(trained, Trained):
+    trained: Trained | LoraFolder | None = given.get(TRAINED)
+    if trained is not None and trained.model_id is not None:
         require_same_model(trained.model_id, model_id, what=f"responder {line!r}")
     try:
         return method(**given)
@@ -67,7 +69,8 @@ def _parsed(line: str) -> tuple[type[Responder], dict[str, Any]]:
     """Return a responder's class and its fields, with what lies in its artifact."""
     name, given = by_name.parse(line, kind="responders")
     method = cast(type[Any], registry.load("responders", name))
-    if TRAINED not in [field.name for field in fields(method)]:
+    artifact = {field.name: field.type for field in fields(method)}.get(TRAINED)
+    if artifact is None:
         return method, given
     if TRAINED not in given:
         raise ConfigError(
@@ -80,7 +83,7 @@ def _parsed(line: str) -> tuple[type[Responder], dict[str, Any]]:
         given[SCALE] = _number(scale, line)
         if SCALE not in [field.name for field in fields(method)]:
             raise ConfigError(f"{line!r}: {name} has no scale that @ could set")
-    trained = Trained.read(Path(folder))
+    trained = cast(type[Trained | LoraFolder], artifact).read(Path(folder))
     if trained.method != name:
         raise ConfigError(
             f"{folder} holds a {trained.method!r} responder: load it as {trained.method}:{folder}"

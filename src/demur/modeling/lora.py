@@ -25,9 +25,6 @@ from demur.modeling.blocks import Parts
 from demur.modeling.load import LoadedModel
 from demur.modeling.quiet import quiet
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-"""What PEFT calls the files of an adapter."""
-
 AdaptedModules = Literal["all", "attention", "mlp"]
 _SITES: dict[str, Site] = {"attention": "attn_out", "mlp": "mlp_out"}
 

@@ -13,11 +13,12 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor
 
+from demur.core.adapters import CONFIG, WEIGHTS
 from demur.core.errors import ConfigError, DataError
 from demur.core.examples import Example
 from demur.core.training import Outcome, Run, Trainer
 from demur.modeling.load import LoadedModel, load
-from demur.modeling.lora import CONFIG, WEIGHTS, Adapted, AdaptedModules, Lora
+from demur.modeling.lora import Adapted, AdaptedModules, Lora
 from demur.trainers._checkpoints import Checkpoint, training_id
 from demur.trainers._objectives import Objective, TokenMean
 from demur.trainers._rows import Rows, Said
@@ -60,6 +61,7 @@ class AdapterTrainer(Trainer):
     """Share of the groups of examples that are measured only, 0 or more and below 1."""
 
     makes: ClassVar[str] = "adapter"
+    learns_from: ClassVar[tuple[str, ...]] = ("replies",)
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""

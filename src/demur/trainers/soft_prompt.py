@@ -15,10 +15,12 @@ over prompts and safety prompts and mapped to 0..1, so that a model which hardly
 labels that differ, too. The logistic models are penalised (C = 1) on coordinates of unit variance,
 in place of an average of ten that are stopped early; both must be better than chance on held-out
 prompts. L_U is in units of the spread of prompts outside the components, so that its weight does
-not depend on the model. Eight components in place of four: on packaged prompts, which are of many
-forms, four told a 0.5B model's compliance no better than chance (AUROC 0.46; eight: 0.85), where
-the paper's are questions of one form. Batches hold as many unsafe as safe prompts; 80 prompts, 50
-steps and batches of 16 in place of 200, 160 and 50.
+not depend on the model. Sixteen components in place of four: on packaged prompts, which are of many
+forms, four told a 0.5B model's compliance no better than chance (AUROC 0.46; eight: 0.85, sixteen:
+0.92), where the paper's are questions of one form. Batches hold as many unsafe as safe prompts; 400
+prompts, 60 steps and batches of 16 in place of 200, 160 and 50: with 80 prompts the soft prompt
+parted those that it was trained on (AUROC of the shift 0.94) far better than others (0.66; with 400
+prompts 0.72).
 """
 
 from collections.abc import Sequence
@@ -52,9 +54,9 @@ class SoftPromptTrainer(Trainer):
         "that could cause harm."
     )
     """The safety prompt that training starts from; as many embeddings as it has tokens."""
-    num_prompts: int = 40
+    num_prompts: int = 200
     """Of each label to train on, and as many again to be judged by; the paper's 100."""
-    steps: int = 50
+    steps: int = 60
     """Of the optimiser; the paper's 160."""
     batch_size: int = 16
     """Prompts a step, an even number; the paper's 50."""
@@ -64,7 +66,7 @@ class SoftPromptTrainer(Trainer):
     """Of L_h, 0 or more; the paper's 0.01."""
     rest_weight: float = 0.001
     """Of L_U, 0 or more; the paper's 0.001, on another scale."""
-    num_components: int = 8
+    num_components: int = 16
     """Coordinates of the states that tell behaviour; the paper's 4."""
     max_tokens: int = 96
     """Longer prompts, the template's tokens counted, are left out."""

@@ -14,11 +14,14 @@ from torch.nn.functional import pad
 from transformers import DynamicCache
 
 from demur.core.protocols import Done, Request
+from demur.core.readings import Array
 from demur.core.reads import CaptureSpec
-from demur.engines.transformers.passes import UNCHANGED, Changes
+from demur.engines.transformers.passes import UNCHANGED, Changes, Passes
 from demur.engines.transformers.reranking import Lookahead
 from demur.engines.transformers.sampling import row_generator
+from demur.engines.transformers.starting import Start
 from demur.engines.transformers.text import TextStream
+from demur.modeling.caches import fork
 from demur.modeling.capture import Slot
 
 
@@ -32,9 +35,12 @@ class Row:
     """Tokens that the model has read so far."""
     changes: Changes = UNCHANGED
     """To each of its passes."""
-    next_token: int = -1
-    """Drawn, but not read yet."""
-    num_drawn: int = 0
+    prompt_ids: tuple[int, ...] | None = None
+    """As of the `Start` that it began from."""
+    drawn_ids: list[int] = field(default_factory=list)
+    """Its reply; the last one may not be read yet."""
+    restart: Start | None = None
+    """From where it goes on, since its monitor said so."""
     end: Done | None = None
     """What is said once the monitor has seen the last token, which is drawn already."""
     generator: torch.Generator = field(init=False)
@@ -44,6 +50,11 @@ class Row:
         self.generator = row_generator(
             self.request.sampling, self.request.draw_id or self.request.id
         )
+
+    @property
+    def num_drawn(self) -> int:
+        """Tokens of its reply."""
+        return len(self.drawn_ids)
 
 
 @dataclass
@@ -84,6 +95,14 @@ class Batch:
                 )
         self.rows.append(row)
 
+    def cache_of(self, index: int) -> DynamicCache:
+        """Return the keys and values of one row, without padding; the batch is not changed."""
+        of_row, length = fork(self.cache), self.rows[index].length
+        for layer in of_row.layers:
+            layer.keys = layer.keys[index : index + 1, :, -length:]
+            layer.values = layer.values[index : index + 1, :, -length:]
+        return of_row
+
     def keep(self, indices: Sequence[int]) -> None:
         """Let all other rows leave, and drop the padding that nobody needs any more."""
         if len(indices) == len(self.rows):
@@ -106,7 +125,31 @@ class Batch:
         self.alone = [row for row in self.alone if id(row) not in gone]
         return [Done(row.request.id, "abandoned") for row in every if id(row) in gone]
 
-    def slots(self) -> dict[CaptureSpec, tuple[list[int], Slot]]:
+    def forward(self, passes: Passes, device: torch.device) -> tuple[Tensor, dict[int, Array]]:
+        """Read each row's next token.
+
+        Args:
+            passes: Of the model.
+            device: That it lies on.
+
+        Returns:
+            The logits [row, vocabulary], and the states [layer, d_model] that monitors want, by
+            row.
+        """
+        slots = self._slots()
+        logits = passes.step(
+            self._inputs(device),
+            [row.changes for row in self.rows],
+            {spec: slot for spec, (_, slot) in slots.items()},
+        )
+        states = {
+            row: of[:, 0]
+            for rows, slot in slots.values()
+            for row, of in zip(rows, slot.values(), strict=True)
+        }
+        return logits, states
+
+    def _slots(self) -> dict[CaptureSpec, tuple[list[int], Slot]]:
         """Return for each read of a monitor its rows, and where their states go in the next step.
 
         A step has one token a row.
@@ -117,10 +160,10 @@ class Batch:
                 rows.setdefault(row.request.monitor.read, []).append(index)
         return {spec: (of, Slot(spec, [[row] for row in of])) for spec, of in rows.items()}
 
-    def inputs(self, device: torch.device) -> dict[str, Tensor | DynamicCache | None]:
+    def _inputs(self, device: torch.device) -> dict[str, Tensor | DynamicCache | None]:
         """Return the model's inputs for the next step: one new token a row."""
         width = self.cache.get_seq_length() + 1
-        tokens = torch.tensor([[row.next_token] for row in self.rows], device=device)
+        tokens = torch.tensor([[row.drawn_ids[-1]] for row in self.rows], device=device)
         positions = torch.tensor([[row.length] for row in self.rows], device=device)
         lengths = positions + 1
         columns = torch.arange(width, device=device)

@@ -1,16 +1,17 @@
 """The engine proper: admits requests, runs the prefill once, and steps the running batch."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Self, get_args
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
-from demur.core.errors import DataError
-from demur.core.interventions import EndReply, Intervention, ReplyWith
+from demur.core.errors import CapabilityError, DataError
+from demur.core.interventions import EndReply, Intervention, ReplyWith, UseAdapter
 from demur.core.protocols import (
     Done,
     Event,
@@ -21,14 +22,22 @@ from demur.core.protocols import (
     TokenOut,
 )
 from demur.core.readings import Array, Deferred, Readings, Values
-from demur.core.reads import ExtraRead, OwnPass, Read, TentativeRead, in_prefill
+from demur.core.reads import (
+    Checkpoint,
+    ExtraRead,
+    OwnPass,
+    Read,
+    TentativeRead,
+    in_prefill,
+)
 from demur.core.types import Chat, Dtype, ModelId, Prompt
 from demur.engines._monitoring import failed, heed_monitor
 from demur.engines._waiting import Waiting
 from demur.engines.transformers.batch import Batch, RerankedRow, Row
+from demur.engines.transformers.forcing import forced_log_probs, require_drawing
 from demur.engines.transformers.passes import Passes
 from demur.engines.transformers.sampling import Drawn, draw
-from demur.engines.transformers.starting import Start, Starter
+from demur.engines.transformers.starting import Start, Starter, Underway
 from demur.engines.transformers.text import TextStream
 from demur.modeling.capture import capture, recording
 from demur.modeling.chat import ChatRenderer
@@ -36,7 +45,9 @@ from demur.modeling.load import LoadedModel, load
 from demur.modeling.own_pass import OwnPasses
 from demur.modeling.tentative import TentativeReads
 
-CAPABILITIES: frozenset[type] = frozenset({*get_args(Read), *get_args(Intervention), Monitor})
+CAPABILITIES: frozenset[type] = frozenset(
+    {*get_args(Read), *get_args(Intervention), Monitor, Checkpoint}
+)
 
 
 class TransformersEngine:
@@ -131,12 +142,35 @@ class TransformersEngine:
             )
         return longer
 
+    def log_probs(
+        self, prompt: Prompt, replies: Sequence[str], *, intervention: Intervention | None = None
+    ) -> list[Array]:
+        """Return the log-probability of each token of given replies, one array [token] a reply.
+
+        Args:
+            prompt: Is read once for all of them.
+            replies: Texts; each is split into tokens by itself, and no end token follows.
+            intervention: Under which the model would reply; None is the model by itself.
+
+        Raises:
+            CapabilityError: The intervention chooses tokens otherwise than by their likelihood.
+            DataError: There is no reply, one is empty, or one is longer than the context.
+        """
+        require_drawing(intervention)
+        ids = [self.with_reply(prompt, reply).token_ids[len(prompt) :] for reply in replies]
+        prefill = self._passes.prefill(prompt.token_ids)
+        start = Start.of(prefill)
+        if intervention is not None:
+            start = self._starter.start(prompt, prefill, intervention)
+        return forced_log_probs(self._passes, start, ids, max_tokens=self._max_tokens)
+
     def prepare(self, interventions: Iterable[Intervention]) -> None:
         """Load what interventions refer to, so that no request waits for it.
 
         Raises:
             ConfigError: There is no such artifact.
             DataError: An artifact has changed, or does not fit the model.
+            ModelMismatchError: An adapter does not fit the model.
         """
         for intervention in interventions:
             self._starter.prepare(intervention)
@@ -179,7 +213,7 @@ class TransformersEngine:
         started = time.perf_counter()
         prompt, reads = request.prompt, in_prefill(request.reads)
         with recording(self._loaded.parts, [prompt], reads, starts=[0]) as recorder:
-            prefill = self._passes.prefill(prompt)
+            prefill = self._passes.prefill(prompt.token_ids, checkpoints=request.checkpoints)
         prefill_s = self._elapsed(started) - recorder.seconds
         started = time.perf_counter()
         readings = recorder.readings() if reads else Readings({})
@@ -208,7 +242,7 @@ class TransformersEngine:
             if not isinstance(events[-1], Done):
                 batch.alone.append(row)
             return events
-        plain = Row(request, text, start.length, start.changes)
+        plain = Row(request, text, start.length, start.changes, start.token_ids)
         events = self._advance(plain, start.logits)
         if not isinstance(events[-1], Done):
             batch.join(plain, start.cache)
@@ -244,24 +278,42 @@ class TransformersEngine:
         if not batch.rows:
             return
         try:
-            all_logits, states = self._forward(batch)
+            all_logits, states = batch.forward(self._passes, self._device)
         except Exception as error:  # the pass is shared, and so is its failure
             ends = [failed(row.request, error) for row in batch.rows]
             batch.keep([])
             yield from ends
             return
         going_on: list[int] = []
+        switched: list[tuple[Row, DynamicCache]] = []
         events: list[Event] = []
         for index, row in enumerate(batch.rows):
             row.length += 1
-            of_row = list(self._watched(row, states.get(index)))
+            switch = partial(self._switch, row, partial(batch.cache_of, index))
+            of_row = list(self._watched(row, states.get(index), switch))
+            start, row.restart = row.restart, None
             if not (of_row and isinstance(of_row[-1], Done)):
-                of_row += self._advance(row, all_logits[index])
+                of_row += self._advance(row, start.logits if start else all_logits[index])
             events += of_row
-            if not isinstance(of_row[-1], Done):
+            if isinstance(of_row[-1], Done):
+                continue
+            if start is None:
                 going_on.append(index)
+            else:
+                switched.append((row, start.cache))
         batch.keep(going_on)
+        for row, cache in switched:
+            batch.join(row, cache)
         yield from events
+
+    def _switch(
+        self, row: Row, cache: Callable[[], DynamicCache], intervention: UseAdapter
+    ) -> None:
+        """Put the rest of a row's reply under an adapter."""
+        reply = Underway(row.prompt_ids, row.drawn_ids, cache(), row.changes)
+        row.restart = self._starter.switch(reply, intervention)
+        if row.restart is not None:
+            row.changes = row.restart.changes
 
     def _step_alone(self, batch: Batch) -> Iterator[Event]:
         """Advance the rows that have passes of their own."""
@@ -284,9 +336,12 @@ class TransformersEngine:
             return events
         states = row.lookahead.read(also)
         row.length += 1
-        return [*events, *self._watched(row, None if monitor is None else states[monitor.read])]
+        of_monitor = None if monitor is None else states[monitor.read]
+        return [*events, *self._watched(row, of_monitor, _cannot_switch)]
 
-    def _watched(self, row: Row, states: Array | None) -> Iterator[Event]:
+    def _watched(
+        self, row: Row, states: Array | None, switch: Callable[[UseAdapter], None]
+    ) -> Iterator[Event]:
         """Show a row's monitor, if it has one, the states [layer, d_model] of its newest token."""
         if states is not None:
             yield from heed_monitor(
@@ -295,6 +350,7 @@ class TransformersEngine:
                 num_tokens=row.num_drawn,
                 end=row.end,
                 replace=partial(self._replaced, row.request, first=row.length),
+                switch=switch,
             )
 
     def _advance(self, row: Row, logits: Tensor) -> list[Event]:
@@ -308,8 +364,7 @@ class TransformersEngine:
 
     def _take(self, row: Row, drawn: Drawn) -> list[Event]:
         """Take a token as a row's next one; see `_advance`."""
-        row.next_token = drawn.token_id
-        row.num_drawn += 1
+        row.drawn_ids.append(drawn.token_id)
         is_end = drawn.token_id in self._end_ids
         is_full = (
             row.num_drawn >= row.request.sampling.max_tokens or row.length + 1 >= self._max_tokens
@@ -324,30 +379,17 @@ class TransformersEngine:
         row.end = done
         return [token]
 
-    def _forward(self, batch: Batch) -> tuple[Tensor, dict[int, Array]]:
-        """Read each row's next token.
-
-        Returns:
-            The logits [row, vocabulary], and the states [layer, d_model] that monitors want, by
-            row.
-        """
-        slots = batch.slots()
-        logits = self._passes.step(
-            batch.inputs(self._device),
-            [row.changes for row in batch.rows],
-            {spec: slot for spec, (_, slot) in slots.items()},
-        )
-        states = {
-            row: of[:, 0]
-            for rows, slot in slots.values()
-            for row, of in zip(rows, slot.values(), strict=True)
-        }
-        return logits, states
-
     def _elapsed(self, started: float) -> float:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         return time.perf_counter() - started
+
+
+def _cannot_switch(intervention: UseAdapter) -> None:
+    raise CapabilityError(
+        "a reply whose tokens are reranked cannot go on under an adapter: end it, or put a text in "
+        "its place"
+    )
 
 
 def _needs_no_cache(request: Request) -> bool:
