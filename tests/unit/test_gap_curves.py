@@ -8,9 +8,10 @@ from scipy.spatial.distance import cosine
 
 from demur.core.errors import DataError
 from demur.core.readings import Array
-from demur.modeling.gap_curves import Cosines, Curves, Rise, rise_of
+from demur.modeling.gap_curves import Against, Cosines, Curves, Rise, chance_of, rise_of
 
 NUM_LAYERS, D_MODEL, FIRST = 8, 24, 3
+AGAINST: tuple[Against, Against] = ("ordinary", "both")
 
 
 def planted(
@@ -52,6 +53,23 @@ def assert_curves(found: Curves, states: Array, is_unsafe: Array, rows: list[int
 def test_curves_are_the_means_over_all_pairs() -> None:
     states, is_unsafe = planted(5)
     assert_curves(Cosines(states, is_unsafe).curves(), states, is_unsafe, list(range(10)))
+
+
+def test_against_both_kinds_the_angle_of_like_pairs_is_their_mean() -> None:
+    states, is_unsafe = planted(5)
+    plainly, both = (Cosines(states, is_unsafe, against=of).curves() for of in AGAINST)
+    angles = [np.degrees(np.arccos(of)) for of in (both.mixed, both.ordinary, both.unsafe)]
+    np.testing.assert_allclose(both.gap, angles[0] - (angles[1] + angles[2]) / 2)
+    np.testing.assert_allclose(plainly.gap, angles[0] - angles[1])
+
+
+def test_against_both_kinds_a_gap_is_found_where_ordinary_prompts_are_more_varied() -> None:
+    states, is_unsafe = planted(40, first=2, strength=1.0)
+    states[~is_unsafe] += 2 * np.random.default_rng(3).normal(size=states[~is_unsafe].shape)
+    plainly, both = (Cosines(states, is_unsafe, against=of) for of in AGAINST)
+    assert plainly.curves().gap.max() < 0
+    shuffled = np.stack([of.gap for of in both.permuted(99, seed=0)])
+    assert chance_of(both.curves().gap, shuffled) == 0.01
 
 
 def test_a_prompt_that_is_drawn_twice_makes_no_pair_with_itself() -> None:

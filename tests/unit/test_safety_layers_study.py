@@ -163,7 +163,13 @@ def test_a_planted_gap_is_measured_beyond_chance(first: int) -> None:
     inputs = replace(inputs, num_blocks=NUM_BLOCKS)
     assert inputs.engine is not None
     gap = measure_gap(
-        inputs, inputs.engine, of_both(60), num_pairs=30, num_permutations=99, num_draws=20
+        inputs,
+        inputs.engine,
+        of_both(60),
+        num_pairs=30,
+        num_permutations=99,
+        num_draws=20,
+        against="both",
     )
     assert gap.rise is not None
     assert (gap.rise.first, gap.rise.last) == (first, first)
@@ -181,7 +187,13 @@ def test_without_a_separation_nothing_grows() -> None:
     inputs = replace(inputs_of(tiny(), planted_reader(NUM_BLOCKS)), num_blocks=NUM_BLOCKS)
     assert inputs.engine is not None
     gap = measure_gap(
-        inputs, inputs.engine, of_both(60), num_pairs=30, num_permutations=99, num_draws=5
+        inputs,
+        inputs.engine,
+        of_both(60),
+        num_pairs=30,
+        num_permutations=99,
+        num_draws=5,
+        against="both",
     )
     assert gap.rise is None
     assert "grows nowhere" in gap.finding("prompts")
@@ -261,6 +273,7 @@ def test_an_engine_that_only_pretends_is_refused() -> None:
     [
         ({"num_pairs": 1}, "num_pairs"),
         ({"reach": -1}, "reach"),
+        ({"against": "unsafe"}, "against"),
         ({"factor": 1.0}, "factor"),
         ({"factor": float("inf")}, "factor"),
         ({"reply_tokens": 0}, "reply_tokens"),

@@ -1,26 +1,30 @@
 """Where a model's states tell unsafe from ordinary prompts: cosines and angles, layer by layer.
 
 At each layer the last token's states of two ordinary prompts have a cosine, and so have those of an
-ordinary and an unsafe one. The gap is the angle of the mean cosine of mixed pairs less that of
-ordinary pairs, in degrees: it is about 0 where the model makes no difference, and grows where it
-begins to. All pairs are taken, at once: the sums of unit vectors give their mean cosine.
+ordinary and an unsafe one. The gap is the angle of the mean cosine of mixed pairs less that of like
+pairs, in degrees: it is about 0 where the model makes no difference, and grows where it begins to.
+All pairs are taken, at once.
 
 Paper: Li et al., Safety Layers in Aligned Large Language Models (ICLR 2025), arXiv 2408.17003, the
 analysis of the existence of safety layers: the arccosine of the mean, not the mean of arccosines.
 
-Differs: all pairs, where the paper draws 500 of each kind; the last layer's state is that before
-the final norm. Where the curve begins to grow and where it levels off is read off the drawing
-there; here a line that is flat, rises and is flat again is fitted to it by least squares.
+Differs: all pairs, where the paper draws 500 of each kind. Like pairs are those of ordinary prompts
+in the paper; against `both` kinds the gap does not depend on which prompts are more varied. The
+last layer's state is that before the final norm. Where the curve begins to grow and where it levels
+off is read off the drawing there; here a line that is flat, rises and is flat again is fitted to it
+by least squares.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from demur.core.errors import DataError
 from demur.core.readings import Array
 
+Against = Literal["ordinary", "both"]
 LEAST = 2
 """Prompts of each label that pairs are made of."""
 MOST_BY_CHANCE = 0.05
@@ -37,11 +41,16 @@ class Curves:
     """Of two unsafe prompts."""
     mixed: Array
     """Of an ordinary and an unsafe prompt."""
+    against: Against = "ordinary"
+    """Which pairs the mixed ones are compared with."""
 
     @property
     def gap(self) -> Array:
-        """The angle of mixed pairs less that of ordinary ones, [layer], in degrees."""
-        return _degrees(self.mixed) - _degrees(self.ordinary)
+        """The angle of mixed pairs less that of like ones, [layer], in degrees."""
+        like = _degrees(self.ordinary)
+        if self.against == "both":
+            like = (like + _degrees(self.unsafe)) / 2
+        return _degrees(self.mixed) - like
 
     @property
     def slope(self) -> Array:
@@ -57,12 +66,21 @@ class Cosines:
         is_unsafe: [prompt].
         is_centred: Take the mean of all prompts away from a layer's states first: a few coordinates
             of a thousand times the size of others make all cosines alike.
+        against: Which pairs the mixed ones are compared with: `ordinary` ones, or the mean of the
+            angles of `both` kinds of like pairs.
 
     Raises:
         DataError: There are fewer than two prompts of a label, or a state is zero or not finite.
     """
 
-    def __init__(self, states: Array, is_unsafe: Array, *, is_centred: bool = False) -> None:
+    def __init__(
+        self,
+        states: Array,
+        is_unsafe: Array,
+        *,
+        is_centred: bool = False,
+        against: Against = "ordinary",
+    ) -> None:
         counts = [int((is_unsafe == label).sum()) for label in (False, True)]
         if min(counts) < LEAST:
             raise DataError(
@@ -78,6 +96,7 @@ class Cosines:
         units = (values / norms).swapaxes(0, 1)  # [layer, prompt, d_model]
         self._cosines = units @ units.swapaxes(1, 2)  # [layer, prompt, prompt]
         self.is_unsafe = is_unsafe.astype(bool)
+        self._against = against
 
     def curves(self, rows: Array | None = None) -> Curves:
         """Return the curves of some prompts, or of all.
@@ -111,6 +130,7 @@ class Cosines:
             self._within(ordinary),
             self._within(unsafe),
             (self._cosines @ unsafe) @ ordinary / (ordinary.sum() * unsafe.sum()),
+            self._against,
         )
 
     def _within(self, weights: Array) -> Array:

@@ -10,14 +10,23 @@ from demur.core.protocols import Engine
 from demur.core.readings import Array
 from demur.core.reads import CaptureSpec
 from demur.metrics.group_bootstrap import GroupBootstrap
-from demur.modeling.gap_curves import MOST_BY_CHANCE, Cosines, Curves, Rise, chance_of, rise_of
+from demur.modeling.gap_curves import (
+    MOST_BY_CHANCE,
+    Against,
+    Cosines,
+    Curves,
+    Rise,
+    chance_of,
+    rise_of,
+)
 from demur.studies._study import Cell, Plot, Series, StudyInputs
 from demur.trainers._anchors import pick_pairs
 
 LEVEL = 0.95
 COLUMNS = (
     "cosine_ordinary", "cosine_unsafe", "cosine_mixed", "gap", "gap_low", "gap_high", "chance_low",
-    "chance_high", "slope", "slope_chance_high", "gap_centred", "gap_other_prompts",
+    "chance_high", "slope", "slope_chance_high", "gap_centred", "gap_as_published",
+    "gap_other_prompts",
 )  # fmt: skip
 
 Ends = tuple[float, float]
@@ -49,6 +58,11 @@ class Gap:
     """The interval of the layer at which it has levelled off."""
 
     @property
+    def as_published(self) -> Array:
+        """The gap against ordinary pairs alone, [layer]."""
+        return replace(self.curves, against="ordinary").gap
+
+    @property
     def largest(self) -> int:
         """The layer of the largest gap."""
         return int(self.curves.gap.argmax())
@@ -72,6 +86,7 @@ class Gap:
             "slope": float(self.curves.slope[layer]),
             "slope_chance_high": float(self.slope_chance[layer]),
             "gap_centred": float(self.centred.gap[layer]),
+            "gap_as_published": float(self.as_published[layer]),
             "gap_other_prompts": None if other is None else float(other.curves.gap[layer]),
         }
 
@@ -86,7 +101,8 @@ class Gap:
             f"Gap on {self.num_pairs} pairs of {of}: {self.curves.gap[at]:.1f} degrees at most "
             f"({low:.1f} to {high:.1f}), after block {at}; under shuffled labels the largest one "
             f"stays under {self.largest_by_chance:.1f} (p = {self.p:.3g}); with the mean taken "
-            f"away {self.centred.gap.max():.1f}."
+            f"away {self.centred.gap.max():.1f}, against ordinary pairs alone "
+            f"{self.as_published.max():.1f}."
         )
         if self.rise is None:
             return f"{words} It grows nowhere by more than chance explains."
@@ -104,6 +120,7 @@ def measure_gap(
     num_pairs: int,
     num_permutations: int,
     num_draws: int,
+    against: Against,
 ) -> Gap:
     """Measure the gap on prompts.
 
@@ -114,6 +131,7 @@ def measure_gap(
         num_pairs: At most.
         num_permutations: Shuffles of the labels.
         num_draws: Of prompts, for intervals.
+        against: Which pairs the mixed ones are compared with.
 
     Raises:
         DataError: There are no two groups of prompts of each label.
@@ -126,7 +144,7 @@ def measure_gap(
     inputs.report(f"reading {len(chosen)} prompts at every layer")
     states = inputs.read(chosen, (spec,)).pooled(spec)
     is_unsafe = np.arange(len(chosen)) >= len(safe)
-    cosines = Cosines(states, is_unsafe)
+    cosines = Cosines(states, is_unsafe, against=against)
     curves = cosines.curves()
     inputs.report(f"{num_permutations} shuffles of labels, {num_draws} draws of prompts")
     shuffled = list(cosines.permuted(num_permutations, seed=seed))
@@ -144,7 +162,7 @@ def measure_gap(
     return Gap(
         num_pairs=len(safe),
         curves=curves,
-        centred=Cosines(states, is_unsafe, is_centred=True).curves(),
+        centred=Cosines(states, is_unsafe, is_centred=True, against=against).curves(),
         interval=_band(np.stack(drawn)),
         chance=_band(gaps),
         slope_chance=_band(np.stack([of.slope for of in shuffled]))[1],
@@ -160,16 +178,17 @@ def gap_plot(gap: Gap, other: Gap | None) -> Plot:
     """Return the curves of the gap, with the band of shuffled labels."""
     layers = tuple(float(layer) for layer in range(len(gap.curves.gap)))
     lines = {
-        "unsafe against ordinary": gap.curves.gap,
+        "mixed pairs against like ones": gap.curves.gap,
         "shuffled labels, 97.5%": gap.chance[1],
         "shuffled labels, 2.5%": gap.chance[0],
         "mean taken away": gap.centred.gap,
+        "against ordinary pairs alone": gap.as_published,
         **({} if other is None else {"other prompts": other.curves.gap}),
     }
     half = tuple(((gap.interval[1] - gap.interval[0]) / 2).tolist())
     return Plot(
         "gap",
-        "Angle between unsafe and ordinary prompts, less that between ordinary ones",
+        "Angle between unsafe and ordinary prompts, less that between like ones",
         "block",
         "degrees",
         tuple(

@@ -1,7 +1,7 @@
 """Safety layers: where a model begins to tell unsafe prompts, and which blocks make it refuse.
 
 Two questions, each with its control. The gap: by how much the angle between the states of an unsafe
-and an ordinary prompt exceeds that between two ordinary ones, layer by layer, beside the same under
+and an ordinary prompt exceeds that between two of a kind, layer by layer, beside the same under
 shuffled labels. The range: which neighbouring blocks, their weights multiplied by a little more
 than 1, make the model refuse harmless look-alikes, beside random blocks of the same width. What is
 chosen is chosen on training prompts, and measured on others.
@@ -10,12 +10,14 @@ Paper: Li et al., Safety Layers in Aligned Large Language Models: The Key to LLM
 2025), arXiv 2408.17003, the analyses of existence and of localisation.
 
 Differs: prompts in pairs of like shape and length, in the model's own chat template; all pairs in
-place of 500 draws; the range is judged on prompts that it was not chosen on; a range is scaled in a
-copy that shares the other weights. Labels of refusals are those of `labeller`.
+place of 500 draws; mixed pairs against both kinds of like ones (`against`); the range is judged on
+prompts that it was not chosen on; a range is scaled in a copy that shares the other weights. Labels
+of refusals are those of `labeller`.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 
@@ -24,7 +26,7 @@ from demur.core.examples import Example
 from demur.core.registry import load
 from demur.engines.transformers import TransformersEngine
 from demur.modeling.block_search import Range, first_guess, random_ranges
-from demur.modeling.gap_curves import LEAST
+from demur.modeling.gap_curves import LEAST, Against
 from demur.studies._cases import Role, role_of
 from demur.studies._gap import COLUMNS as OF_LAYERS
 from demur.studies._gap import Gap, gap_plot, measure_gap, slope_plot
@@ -54,6 +56,9 @@ class SafetyLayers:
 
     num_pairs: int = 100
     """Of an unsafe and a safe prompt, 2 or more (the paper's 100)."""
+    against: Against = "both"
+    """What pairs of an unsafe and an ordinary prompt are compared with: pairs of `ordinary` ones
+    (the paper's), or the mean of `both` kinds of like pairs."""
     num_permutations: int = 1000
     """Shuffles of the labels, 1 or more."""
     num_draws: int = 500
@@ -80,6 +85,8 @@ class SafetyLayers:
         ):  # fmt: skip
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} is {getattr(self, name)}: expected {least} or more")
+        if self.against not in get_args(Against):
+            raise ConfigError(f"against is {self.against!r}: expected one of {get_args(Against)}")
         if not 1 < self.factor < float("inf"):
             raise ConfigError(f"factor is {self.factor}: expected more than 1, and finite")
 
@@ -133,6 +140,7 @@ class SafetyLayers:
             num_pairs=self.num_pairs,
             num_permutations=self.num_permutations,
             num_draws=self.num_draws,
+            against=self.against,
         )
 
     def _localised(

@@ -77,7 +77,7 @@ class Finder:
         spec = CaptureSpec(tuple(range(len(loaded.parts.blocks))))
         prompts = [*anchors.safe, *anchors.unsafe]
         states = states_of(loaded, prompts, spec, stage="pairs", run=run)
-        cosines = Cosines(states, np.arange(len(prompts)) >= len(anchors))
+        cosines = Cosines(states, np.arange(len(prompts)) >= len(anchors), against="both")
         gap = cosines.curves().gap
         shuffled = np.stack([of.gap for of in cosines.permuted(NUM_SHUFFLES, seed=run.seed)])
         return rise_of(gap) if chance_of(gap, shuffled) <= MOST_BY_CHANCE else None
