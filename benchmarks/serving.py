@@ -36,8 +36,10 @@ from benchmarks.serving_servers import (
     NoServerError,
     Server,
     demur_kinds,
+    left_over,
     rival_kinds,
     serving,
+    settle,
 )
 from benchmarks.serving_soak import Verdicts, steady_memory
 from benchmarks.serving_windows import TokenCount, Work, newest, paired, summary
@@ -48,7 +50,6 @@ from demur.responders.fixed_reply import FixedReply
 
 RESULTS = Path(__file__).parent / "results"
 MEMORY_OVER_S = 10.0
-IDLE_WITHIN_S = 20.0
 WINDOW_WITHIN_S = 600.0
 AGAIN = "unguarded again"
 
@@ -219,29 +220,6 @@ def loaded(clients: Coroutine[Any, Any, Load]) -> Load:
         return asyncio.run(clients)
 
 
-def left_over(server: Server) -> float:
-    """Return how many requests a server still has after it was left alone."""
-    ends_at = time.monotonic() + IDLE_WITHIN_S
-    while True:
-        names = ("demur_running_requests", "demur_waiting_requests")
-        num = sum(server.gauge(name) for name in names)
-        if not num or time.monotonic() > ends_at:
-            return num
-        time.sleep(0.2)
-
-
-def settle(server: Server) -> None:
-    """Wait until a server that nobody asks any more rests."""
-    ends_at = time.monotonic() + IDLE_WITHIN_S
-    before = server.cpu_s()
-    while time.monotonic() < ends_at:
-        time.sleep(0.5)
-        now = server.cpu_s()
-        if now - before < 0.05:
-            return
-        before = now
-
-
 def say(text: str) -> None:
     """Tell how far it is."""
     print(text, file=sys.stderr, flush=True)
@@ -310,8 +288,10 @@ def warm(bench: Bench, arms: Mapping[str, Server]) -> None:
             raise NoServerError(f"{name} sent no tokens")
 
 
-def measure(asked: Asked, rivals: Mapping[str, Kind], log: IO[bytes]) -> dict[str, Any]:
-    """Return all results."""
+def measure(
+    asked: Asked, rivals: Mapping[str, Kind], log: IO[bytes], *, earlier: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Return all results; the throughput is that of an earlier run, where one is given."""
     load_average = [round(value, 2) for value in os.getloadavg()]
     say("choosing prompts")
     bench = Bench(asked, log)
@@ -321,7 +301,7 @@ def measure(asked: Asked, rivals: Mapping[str, Kind], log: IO[bytes]) -> dict[st
         soak = bench.soak(server)
         one_client = bench.one_client(server)
     say(f"{soak['num_problems']} problems {soak['problems'][:3]}")
-    windows = compare(bench, rivals)
+    windows = compare(bench, rivals) if earlier is None else earlier["windows"]
     return {
         "command": "python -m benchmarks.serving",
         "machine": describe_machine(),
@@ -333,6 +313,7 @@ def measure(asked: Asked, rivals: Mapping[str, Kind], log: IO[bytes]) -> dict[st
             "flagged": len(bench.prompts.flagged),
             "left_out": bench.prompts.num_left_out,
         },
+        "num_runs": 1 if earlier is None else 2,
         "soak": soak,
         "one_client": one_client,
         "power": power,
@@ -362,6 +343,7 @@ def parsed() -> argparse.Namespace:
     beside = Path(sys.executable).with_name("transformers")
     parser.add_argument("--transformers", type=Path, default=beside, help="its command")
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--keep-windows", action="store_true", help="of the results in --out")
     parser.add_argument("--quiet", default="nothing else ran", help="what to say of the machine")
     parser.add_argument("--json", action="store_true", help="print JSON instead of Markdown")
     return parser.parse_args()
@@ -385,10 +367,12 @@ def main() -> None:
         seed=options.seed,
     )
     options.out.mkdir(exist_ok=True, parents=True)
+    results = options.out / "serving.json"
+    earlier = json.loads(results.read_text()) if options.keep_windows else None
     with (options.out / "serving.log").open("wb") as log:
-        found = measure(asked, rival_kinds(options.transformers), log)
+        found = measure(asked, rival_kinds(options.transformers), log, earlier=earlier)
     found["quiet"] = options.quiet
-    (options.out / "serving.json").write_text(json.dumps(found, indent=2) + "\n")
+    results.write_text(json.dumps(found, indent=2) + "\n")
     page = markdown(found)
     (options.out / "serving.md").write_text(page)
     print(json.dumps(found, indent=2) if options.json else page)

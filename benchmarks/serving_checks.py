@@ -118,20 +118,15 @@ class ForcedReplies:
         """Return what the tokens of a reply can be by their texts, with the one that ends it.
 
         A text holds whole characters only, so that a token may end in bytes of the next text's
-        first one, or have no text at all. Each way to cut those bytes makes another reading. The
-        last tokens of a reply that ends within a character are told by nothing, and left out.
+        first one, or have no text at all. Each way to cut those bytes makes another reading. Bytes
+        that never become a character tell nothing: a reading ends before them.
         """
-        texts, ends = list(pieces), list[int]()
-        if texts and texts[-1].endswith(INCOMPLETE):
-            texts.pop()
-            while texts and not texts[-1]:
-                texts.pop()
-            del texts[-1:]  # may end in the character's first byte
-        elif is_ended:
-            texts.pop()
-            ends.append(self._tokenizer.eos_token_id)
+        texts = list(pieces[:-1] if is_ended else pieces)
+        ends = [self._tokenizer.eos_token_id] if is_ended else []
         readings: list[tuple[list[int], bytes]] = [([], b"")]
         for number, text in enumerate(texts):
+            if INCOMPLETE in (text or "".join(pieces[number:])[:1]):
+                return [ids[:-1] for ids, _ in readings]  # the last may begin the character
             following = "".join(texts[number + 1 :])[:1].encode()
             longer = self._longer(readings, text.encode(), following)
             readings = list(islice(longer, MAX_READINGS))

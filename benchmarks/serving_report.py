@@ -5,6 +5,7 @@ from typing import Any
 
 GOAL_RATIO = 0.97
 GOAL_MEMORY = "within 5% or 50 MB"
+RUNS = {1: "one run", 2: "two runs, one for the throughput and one for all else"}
 
 
 def markdown(found: Mapping[str, Any]) -> str:
@@ -18,7 +19,8 @@ def _head(found: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {value}" for name, value in machine["versions"].items())
     return (
         "# The server under load\n\n"
-        f"`{found['command']}`, in one run, on {machine['cores']} cores of {machine['processor']}, "
+        f"`{found['command']}`, in {RUNS[found['num_runs']]}, on {machine['cores']} cores of "
+        f"{machine['processor']}, "
         f"{machine['memory_gib']} GiB; Python {machine['python']}, {versions}. "
         f"Model {found['model']['name']} in {found['model']['dtype']}, "
         f"{asked['clients']} clients, `limits.max_batch = {asked['max_batch']}`, "
