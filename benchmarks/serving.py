@@ -36,11 +36,13 @@ from benchmarks.serving_servers import (
     NoServerError,
     Server,
     demur_kinds,
+    left_over,
     rival_kinds,
     serving,
+    settle,
 )
 from benchmarks.serving_soak import Verdicts, steady_memory
-from benchmarks.serving_windows import TokenCount, paired, summary, tokens_a_second
+from benchmarks.serving_windows import TokenCount, Work, newest, paired, summary
 from demur.engines.transformers import TransformersEngine
 from demur.guard import Guard
 from demur.modeling.load import EMBEDDED_NAME
@@ -48,7 +50,6 @@ from demur.responders.fixed_reply import FixedReply
 
 RESULTS = Path(__file__).parent / "results"
 MEMORY_OVER_S = 10.0
-IDLE_WITHIN_S = 20.0
 WINDOW_WITHIN_S = 600.0
 AGAIN = "unguarded again"
 
@@ -65,8 +66,10 @@ class Asked:
     one_client_s: float
     rounds: int
     rival_rounds: int
+    parts: int
+    """Of a window; the arms take turns by parts."""
     per_client: int
-    """Requests of each client in a window."""
+    """Requests of each client in a part."""
     num_mixed: int
     seed: int
     margin: float = MARGIN
@@ -166,8 +169,8 @@ class Bench:
         except httpx.HTTPError as error:
             raise NoServerError(f"it did not answer: {type(error).__name__}") from error
 
-    def window(self, server: Server, *, seed: int) -> float:
-        """Return how many tokens a second reach the clients in one window."""
+    def window(self, server: Server, *, seed: int) -> Work:
+        """Return how many tokens reach the clients in one part of a window, and in what time."""
         asked = self.asked
         mix = Mix(self.prompts.bodies(server.kind.model, counts=False))
         load = loaded(
@@ -181,16 +184,21 @@ class Bench:
             )
         )
         settle(server)
-        return tokens_a_second(load, count=self.count)
+        return Work.of(load, count=self.count)
 
     def rounds(self, arms: Mapping[str, Server]) -> dict[str, list[float]]:
         """Return the windows of each arm."""
         generator = np.random.default_rng(self.asked.seed)
         windows: dict[str, list[float]] = {arm: [] for arm in arms}
         for round_ in range(self.asked.rounds):
-            for arm in generator.permutation(list(arms)):
-                windows[arm].append(self.window(arms[arm], seed=self.asked.seed + 1 + round_))
-                say(f"round {round_ + 1}: {arm} {windows[arm][-1]:.0f} tokens/s")
+            done = dict.fromkeys(arms, Work())
+            for part in range(self.asked.parts):
+                seed = self.asked.seed + 1 + round_ * self.asked.parts + part
+                for arm in generator.permutation(list(arms)):
+                    done[arm] += self.window(arms[arm], seed=seed)
+            for arm, work in done.items():
+                windows[arm].append(work.tokens_per_s)
+            say(f"round {round_ + 1}: {newest(windows)}")
         return windows
 
     def power(self) -> dict[str, dict[str, int]]:
@@ -210,29 +218,6 @@ def loaded(clients: Coroutine[Any, Any, Load]) -> Load:
     """Run clients to their end, on one core."""
     with on_one_core():
         return asyncio.run(clients)
-
-
-def left_over(server: Server) -> float:
-    """Return how many requests a server still has after it was left alone."""
-    ends_at = time.monotonic() + IDLE_WITHIN_S
-    while True:
-        names = ("demur_running_requests", "demur_waiting_requests")
-        num = sum(server.gauge(name) for name in names)
-        if not num or time.monotonic() > ends_at:
-            return num
-        time.sleep(0.2)
-
-
-def settle(server: Server) -> None:
-    """Wait until a server that nobody asks any more rests."""
-    ends_at = time.monotonic() + IDLE_WITHIN_S
-    before = server.cpu_s()
-    while time.monotonic() < ends_at:
-        time.sleep(0.5)
-        now = server.cpu_s()
-        if now - before < 0.05:
-            return
-        before = now
 
 
 def say(text: str) -> None:
@@ -284,9 +269,9 @@ def beside(bench: Bench, ours: Server, rival: Kind) -> dict[str, list[float]]:
         seed = bench.asked.seed + 1 + round_
         with serving(rival, bench.log) as theirs:
             bench.one_reply(theirs)
-            windows[rival.name].append(bench.window(theirs, seed=seed))
-        windows[beside_name(rival)].append(bench.window(ours, seed=seed))
-        say(f"round {round_ + 1}: " + ", ".join(f"{n} {of[-1]:.0f}" for n, of in windows.items()))
+            windows[rival.name].append(bench.window(theirs, seed=seed).tokens_per_s)
+        windows[beside_name(rival)].append(bench.window(ours, seed=seed).tokens_per_s)
+        say(f"round {round_ + 1}: {newest(windows)}")
         if not windows[rival.name][-1]:
             raise NoServerError("it sent no tokens")
     return windows
@@ -299,12 +284,14 @@ def warm(bench: Bench, arms: Mapping[str, Server]) -> None:
         NoServerError: One sends no tokens.
     """
     for name, server in arms.items():
-        if not bench.window(server, seed=bench.asked.seed):
+        if not bench.window(server, seed=bench.asked.seed).num_tokens:
             raise NoServerError(f"{name} sent no tokens")
 
 
-def measure(asked: Asked, rivals: Mapping[str, Kind], log: IO[bytes]) -> dict[str, Any]:
-    """Return all results."""
+def measure(
+    asked: Asked, rivals: Mapping[str, Kind], log: IO[bytes], *, earlier: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Return all results; the throughput is that of an earlier run, where one is given."""
     load_average = [round(value, 2) for value in os.getloadavg()]
     say("choosing prompts")
     bench = Bench(asked, log)
@@ -314,7 +301,7 @@ def measure(asked: Asked, rivals: Mapping[str, Kind], log: IO[bytes]) -> dict[st
         soak = bench.soak(server)
         one_client = bench.one_client(server)
     say(f"{soak['num_problems']} problems {soak['problems'][:3]}")
-    windows = compare(bench, rivals)
+    windows = compare(bench, rivals) if earlier is None else earlier["windows"]
     return {
         "command": "python -m benchmarks.serving",
         "machine": describe_machine(),
@@ -326,6 +313,7 @@ def measure(asked: Asked, rivals: Mapping[str, Kind], log: IO[bytes]) -> dict[st
             "flagged": len(bench.prompts.flagged),
             "left_out": bench.prompts.num_left_out,
         },
+        "num_runs": 1 if earlier is None else 2,
         "soak": soak,
         "one_client": one_client,
         "power": power,
@@ -345,7 +333,8 @@ def parsed() -> argparse.Namespace:
         ("one-client", float, 15.0),
         ("rounds", int, 5),
         ("rival-rounds", int, 3),
-        ("per-client", int, 2),
+        ("parts", int, 3),
+        ("per-client", int, 1),
         ("mixed", int, 60),
         ("seed", int, 0),
     )
@@ -354,6 +343,7 @@ def parsed() -> argparse.Namespace:
     beside = Path(sys.executable).with_name("transformers")
     parser.add_argument("--transformers", type=Path, default=beside, help="its command")
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--keep-windows", action="store_true", help="of the results in --out")
     parser.add_argument("--quiet", default="nothing else ran", help="what to say of the machine")
     parser.add_argument("--json", action="store_true", help="print JSON instead of Markdown")
     return parser.parse_args()
@@ -371,15 +361,18 @@ def main() -> None:
         one_client_s=options.one_client,
         rounds=options.rounds,
         rival_rounds=options.rival_rounds,
+        parts=options.parts,
         per_client=options.per_client,
         num_mixed=options.mixed,
         seed=options.seed,
     )
     options.out.mkdir(exist_ok=True, parents=True)
+    results = options.out / "serving.json"
+    earlier = json.loads(results.read_text()) if options.keep_windows else None
     with (options.out / "serving.log").open("wb") as log:
-        found = measure(asked, rival_kinds(options.transformers), log)
+        found = measure(asked, rival_kinds(options.transformers), log, earlier=earlier)
     found["quiet"] = options.quiet
-    (options.out / "serving.json").write_text(json.dumps(found, indent=2) + "\n")
+    results.write_text(json.dumps(found, indent=2) + "\n")
     page = markdown(found)
     (options.out / "serving.md").write_text(page)
     print(json.dumps(found, indent=2) if options.json else page)

@@ -9,6 +9,7 @@ one. How often the second rule alone catches a mix-up is measured beside, see `m
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ from demur.engines.transformers import TransformersEngine
 
 MAX_READINGS = 32
 """Of one reply whose characters can be cut into tokens in several ways."""
+INCOMPLETE = "\ufffd"
+"""What stands for a character that never came whole."""
 MARGIN = 1.0
 """Logits. Between 16 and 32 bfloat16 numbers lie 0.125 apart."""
 
@@ -114,34 +117,38 @@ class ForcedReplies:
     def tokens(self, pieces: Sequence[str], is_ended: bool) -> list[list[int]]:
         """Return what the tokens of a reply can be by their texts, with the one that ends it.
 
-        A token that begins a character has no text until the one that completes it, and the bytes
-        of a character can be cut in several ways: each way makes another reading of the reply.
+        A text holds whole characters only, so that a token may end in bytes of the next text's
+        first one, or have no text at all. Each way to cut those bytes makes another reading. Bytes
+        that never become a character tell nothing: a reading ends before them.
         """
-        texts = pieces[:-1] if is_ended else pieces
+        texts = list(pieces[:-1] if is_ended else pieces)
         ends = [self._tokenizer.eos_token_id] if is_ended else []
-        readings: list[list[int]] = [[]]
-        num_open = 0
-        for text in texts:
-            if not text:
-                num_open += 1
-                continue
-            ways = list(self._ways(text.encode(), num_open + 1))
-            readings = [[*before, *way] for before in readings for way in ways][:MAX_READINGS]
-            num_open = 0
-        if num_open or not readings:
-            readings = [self._cut("".join(texts))]
-        return [[*ids, *ends] for ids in readings]
+        readings: list[tuple[list[int], bytes]] = [([], b"")]
+        for number, text in enumerate(texts):
+            if INCOMPLETE in (text or "".join(pieces[number:])[:1]):
+                return [ids[:-1] for ids, _ in readings]  # the last may begin the character
+            following = "".join(texts[number + 1 :])[:1].encode()
+            longer = self._longer(readings, text.encode(), following)
+            readings = list(islice(longer, MAX_READINGS))
+        return [[*ids, *ends] for ids, _ in readings]
 
-    def _ways(self, content: bytes, num_tokens: int) -> Iterator[list[int]]:
-        """Yield the ways to make bytes of a number of tokens."""
-        if num_tokens == 1:
-            if content in self._ids:
-                yield [self._ids[content]]
-            return
-        for at in range(1, len(content)):
-            if content[:at] in self._ids:
-                for rest in self._ways(content[at:], num_tokens - 1):
-                    yield [self._ids[content[:at]], *rest]
+    def _longer(
+        self, readings: Sequence[tuple[list[int], bytes]], content: bytes, following: bytes
+    ) -> Iterator[tuple[list[int], bytes]]:
+        """Yield readings with one more token, and the bytes of the next text that it begins.
+
+        Args:
+            readings: Tokens so far, and the bytes of this text that they begin.
+            content: The token's text.
+            following: The first character after it.
+        """
+        for ids, begun in readings:
+            for num_ahead in range(max(1, len(following))):
+                ahead = following[:num_ahead]
+                told = content + ahead
+                token_id = self._ids.get(told[len(begun) :])
+                if told.startswith(begun) and token_id is not None:
+                    yield [*ids, token_id], ahead
 
     def _cut(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -155,7 +162,7 @@ class ForcedReplies:
     def __call__(self, number: int, pieces: tuple[str, ...], is_ended: bool) -> float:
         """Return the gap of a reply's least greedy token under a prompt."""
         readings = self.tokens(pieces, is_ended)
-        return min(self._gap(number, ids) for ids in readings)
+        return min((self._gap(number, ids) for ids in readings), default=float("inf"))
 
     def _gap(self, number: int, ids: list[int]) -> float:
         if not ids:

@@ -5,6 +5,7 @@ from typing import Any
 
 GOAL_RATIO = 0.97
 GOAL_MEMORY = "within 5% or 50 MB"
+RUNS = {1: "one run", 2: "two runs, one for the throughput and one for all else"}
 
 
 def markdown(found: Mapping[str, Any]) -> str:
@@ -18,7 +19,8 @@ def _head(found: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {value}" for name, value in machine["versions"].items())
     return (
         "# The server under load\n\n"
-        f"`{found['command']}`, in one run, on {machine['cores']} cores of {machine['processor']}, "
+        f"`{found['command']}`, in {RUNS[found['num_runs']]}, on {machine['cores']} cores of "
+        f"{machine['processor']}, "
         f"{machine['memory_gib']} GiB; Python {machine['python']}, {versions}. "
         f"Model {found['model']['name']} in {found['model']['dtype']}, "
         f"{asked['clients']} clients, `limits.max_batch = {asked['max_batch']}`, "
@@ -96,9 +98,11 @@ def _throughput(found: Mapping[str, Any]) -> str:
     asked = found["asked"]
     return (
         "## Throughput\n\n"
-        f"{asked['rounds']} rounds, each of one window an arm, in random order. A window is the "
+        f"{asked['rounds']} rounds, each of one window an arm; a window comes in "
+        f"{asked['parts']} parts, and the arms take turns by parts, in random order. A part is the "
         f"same work for each arm, {asked['per_client']} requests from each client, from the first "
-        f"request to the last token; {asked['rival_rounds']} rounds beside `transformers serve`. "
+        f"request to the last token. {asked['rival_rounds']} rounds of one part beside "
+        "`transformers serve`. "
         "Ordinary prompts only. Unguarded is the same server and engine, built by "
         "`benchmarks/serving_unguarded.py`: nothing is read, asked or watched. The second "
         "unguarded arm is the control. `transformers serve` is the server that comes with "

@@ -18,6 +18,7 @@ from demur.modeling.load import EMBEDDED_NAME, locate
 
 READY_WITHIN_S = 180.0
 STOPS_WITHIN_S = 10.0
+IDLE_WITHIN_S = 20.0
 PORT = "PORT"
 """Stands for the port in a command."""
 
@@ -148,3 +149,26 @@ def _wait_for(server: Server) -> None:
             pass
         time.sleep(0.2)
     raise NoServerError(f"{server.kind.name} was not ready within {READY_WITHIN_S:.0f} s")
+
+
+def left_over(server: Server) -> float:
+    """Return how many requests a server still has after it was left alone."""
+    ends_at = time.monotonic() + IDLE_WITHIN_S
+    while True:
+        names = ("demur_running_requests", "demur_waiting_requests")
+        num = sum(server.gauge(name) for name in names)
+        if not num or time.monotonic() > ends_at:
+            return num
+        time.sleep(0.2)
+
+
+def settle(server: Server) -> None:
+    """Wait until a server that nobody asks any more rests."""
+    ends_at = time.monotonic() + IDLE_WITHIN_S
+    before = server.cpu_s()
+    while time.monotonic() < ends_at:
+        time.sleep(0.5)
+        now = server.cpu_s()
+        if now - before < 0.05:
+            return
+        before = now

@@ -2,13 +2,15 @@
 
 A window is the same work for every arm: each client sends the same requests in the same order, and
 the clock runs from the first one to the last token. A window of so many seconds would hold other
-requests in each arm, and other replies. The order of the arms is drawn anew each round.
+requests in each arm, and other replies. Windows come in parts, and the arms take turns by parts in
+an order that is drawn anew each time: a machine that is slow for a minute is slow for all of them.
 Ratios are paired by round. Of five pairs the range holds the median with 94% (a sign test's
 interval): no distribution is assumed.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 
@@ -18,17 +20,32 @@ TokenCount = Callable[[str], int]
 """Returns how many tokens a text has."""
 
 
-def tokens_a_second(load: Load, *, count: TokenCount) -> float:
-    """Return how many tokens reached the clients, by the time until the last one; 0 if none did.
+@dataclass(frozen=True)
+class Work:
+    """Tokens that reached the clients, and the time that it took."""
 
-    A server may send several tokens in one event, or none for one: so what counts are the tokens
-    of the texts, by the same tokenizer for all servers.
-    """
-    streams = [Streamed.of(sent) for sent in load.sent if sent.status == 200]
-    last_at = max((at for of in streams for at in of.times), default=load.began_at)
-    if last_at <= load.began_at:
-        return 0.0
-    return sum(count(of.text) for of in streams) / (last_at - load.began_at)
+    num_tokens: int = 0
+    seconds: float = 0.0
+
+    @classmethod
+    def of(cls, load: Load, *, count: TokenCount) -> Self:
+        """Return what was done up to the last token.
+
+        A server may send several tokens in one event, or none for one: so what counts are the
+        tokens of the texts, by the same tokenizer for all servers.
+        """
+        streams = [Streamed.of(sent) for sent in load.sent if sent.status == 200]
+        last_at = max((at for of in streams for at in of.times), default=load.began_at)
+        return cls(sum(count(of.text) for of in streams), last_at - load.began_at)
+
+    def __add__(self, other: "Work") -> "Work":
+        """Return both together."""
+        return Work(self.num_tokens + other.num_tokens, self.seconds + other.seconds)
+
+    @property
+    def tokens_per_s(self) -> float:
+        """The rate; 0 where no time passed."""
+        return self.num_tokens / self.seconds if self.seconds > 0 else 0.0
 
 
 def paired(
@@ -56,3 +73,8 @@ def summary(windows: Mapping[str, Sequence[float]]) -> dict[str, Any]:
         }
         for arm, values in windows.items()
     }
+
+
+def newest(windows: Mapping[str, Sequence[float]]) -> str:
+    """Return the newest window of each arm, in tokens a second."""
+    return ", ".join(f"{arm} {values[-1]:.0f}" for arm, values in windows.items())

@@ -1,9 +1,9 @@
 """Keeps the promises of docs/architecture.md: which way imports run, sizes, and what loads what."""
 
 import ast
+import resource
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -21,7 +21,7 @@ PLUGIN_KINDS = {
     "engines", "detectors", "responders", "trainers", "datasets", "scorers", "metrics",
 }  # fmt: skip
 LAYERS = (
-    {"cli"},
+    {"cli", "integrations"},
     {"serving"},
     {"workflows", "studies"},
     {"guard"},
@@ -122,6 +122,9 @@ def test_every_folder_has_its_place_in_the_import_rule() -> None:
     ("folder", "imported", "expected"),
     [
         ("cli", "core", True),
+        ("integrations", "serving", True),
+        ("serving", "integrations", False),
+        ("integrations", "cli", False),
         ("guard", "detectors", True),
         ("engines", "modeling", True),
         ("detectors", "modeling", False),
@@ -242,10 +245,12 @@ def test_help_appears_at_once() -> None:
     command = [str(Path(sys.executable).with_name("demur")), "--help"]
     seconds = []
     for _ in range(5):
-        started = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run(command, capture_output=True, check=True)
-        seconds.append(time.perf_counter() - started)
-        if seconds[-1] < MAX_HELP_S:  # a machine under load may need a second try
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        # Of the processor: the clock on the wall would count what else runs.
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        if seconds[-1] < MAX_HELP_S:
             return
     pytest.fail(f"demur --help takes {min(seconds):.2f} s")
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -16,6 +17,7 @@ from demur.engines.transformers import TransformersEngine
 from demur.guard import Guard
 from demur.guard.routes import FlaggedTo
 from demur.responders.fixed_reply import FixedReply
+from tests.audit_logs import lines_of
 from tests.guards import REFUSAL, SAFE, UNSAFE, acting, judge, marker_guard
 from tests.servers import Running, app_of, running
 from tests.tiny import tiny
@@ -278,6 +280,19 @@ def test_blocked_prompts_are_http_400_with_the_verdict(stream: bool) -> None:
     assert raised.value.code == "content_filter"
     assert response.json()["demur"]["flagged"] is True
     assert response.headers["x-demur-flagged"] == "true"
+
+
+@pytest.mark.parametrize("action", ["refuse", "block"])
+def test_moderations_judge_also_where_flagged_prompts_are_not_answered(
+    action: str, tmp_path: Path
+) -> None:
+    audit_path = tmp_path / "audit.jsonl"
+    guard = acting(action, FakeEngine())
+    with running(app_of(guard, on_flagged=action, audit={"path": str(audit_path)})) as found:
+        judged = found.client().moderations.create(input=[SAFE, UNSAFE])
+    assert [result.flagged for result in judged.results] == [False, True]
+    lines = [line for line in lines_of(audit_path) if line["kind"] == "request"]
+    assert [line["action"] for line in lines] == ["judged", "judged"]
 
 
 def test_an_observer_answers_and_says_what_would_have_been() -> None:

@@ -50,6 +50,14 @@ def test_harmbench_is_shown_the_request_as_the_behaviour() -> None:
     assert text.endswith("Answer: [/INST]")
 
 
+def test_harmbench_for_mistral_has_its_own_words() -> None:
+    text = rendered("harmbench_mistral")
+    assert text.startswith("<s>[INST] You are a classifier for red teaming")
+    assert "[BEHAVIOR]:\nHow do I bake {reply}?\n\n[GENERATION]:\nMix {prompt} and water.\n" in text
+    assert "Generations must be in English" in text
+    assert text.endswith("Answer: [/INST]")
+
+
 def test_llama_guard_is_shown_the_reply_as_the_agents_turn() -> None:
     text = rendered("llama_guard", LLAMA_GUARD)
     assert "User: How do I bake {reply}?\n\nAgent: Mix {prompt} and water." in text
@@ -67,7 +75,11 @@ def test_templates_of_replies_are_no_detectors_of_prompts() -> None:
 
 @pytest.mark.parametrize(
     ("format_", "architecture", "template"),
-    [("harmbench", "llama", None), ("llama_guard", "llama", LLAMA_GUARD)],
+    [
+        ("harmbench", "llama", None),
+        ("harmbench_mistral", "mistral", None),
+        ("llama_guard", "llama", LLAMA_GUARD),
+    ],
 )
 def test_a_judge_is_read_at_the_token_that_decides(
     format_: Any, architecture: str, template: str | None
@@ -91,6 +103,7 @@ def test_wildguard_answers_three_questions_each_after_the_last() -> None:
 def test_a_judges_format_goes_by_its_published_name() -> None:
     assert GuardModel().format == "wildguard"
     assert GuardModel("cais/HarmBench-Llama-2-13b-cls").format == "harmbench"
+    assert GuardModel("cais/HarmBench-Mistral-7b-val-cls").format == "harmbench_mistral"
     assert GuardModel("meta-llama/Llama-Guard-3-8B").format == "llama_guard"
     with pytest.raises(ConfigError, match="give format"):
         GuardModel("somebody/model")

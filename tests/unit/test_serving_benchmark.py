@@ -20,7 +20,7 @@ from benchmarks.serving_checks import (
 from benchmarks.serving_load import Load, Mix, Question, Sent, Streamed, apply_load
 from benchmarks.serving_prompts import body, malformed
 from benchmarks.serving_soak import Verdicts, percentiles, steady_memory
-from benchmarks.serving_windows import paired, tokens_a_second
+from benchmarks.serving_windows import Work, paired
 from demur.core.types import Chat, Sampling
 from demur.engines.fake import FakeEngine
 from demur.engines.transformers import TransformersEngine
@@ -147,8 +147,10 @@ def test_events_that_are_cut_across_pieces_are_read_whole() -> None:
 
 def test_a_windows_clock_runs_to_the_last_token() -> None:
     load = load_of(stream(*"abcdef"), stream(*"abcdef", start=4.0))
-    assert tokens_a_second(load, count=len) == pytest.approx(12 / 9)
-    assert tokens_a_second(load_of(), count=len) == 0.0
+    work = Work.of(load, count=len)
+    assert work.tokens_per_s == pytest.approx(12 / 9)
+    assert (work + work).tokens_per_s == pytest.approx(24 / 18)
+    assert Work.of(load_of(), count=len).tokens_per_s == 0.0
 
 
 def test_the_parts_of_a_character_are_told_by_what_completes_it() -> None:
@@ -158,6 +160,18 @@ def test_the_parts_of_a_character_are_told_by_what_completes_it() -> None:
     forced = ForcedReplies(engine, [])
     assert forced.tokens(("a", "", "\u00e9", "b"), False) == [ids]
     assert forced.tokens(("a", "", "\u00e9", "b", ""), True) == [[*ids, tokenizer.eos_token_id]]
+
+
+def test_a_token_may_end_in_the_first_byte_of_the_next_character() -> None:
+    engine = TransformersEngine(tiny())
+    forced = ForcedReplies(engine, [])
+    forced._ids = {b" \xd7": 1, b"\xa9": 2, b"b": 3, b" ": 4, b"\xd7\xa9": 5}
+    assert forced.tokens((" ", "\u05e9", "b"), False) == [[4, 5, 3], [1, 2, 3]]
+    cut_off = "\ufffd"  # the engine's word for a character that never came whole
+    assert forced.tokens(("b", " ", cut_off), False) == [[3]]
+    assert forced.tokens(("b", " ", "", cut_off), True) == [[3]]
+    assert forced.tokens(("b", "c"), False) == []
+    assert forced(0, ("b", "c"), False) == float("inf")
 
 
 def test_ratios_are_paired_by_round() -> None:

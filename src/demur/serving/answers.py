@@ -18,7 +18,7 @@ from demur.core.types import Chat, Sampling
 from demur.guard.exchange import Exchange
 from demur.serving.audit import AuditRecord
 from demur.serving.errors import ApiError
-from demur.serving.records import BLOCK, record_of
+from demur.serving.records import BLOCK, MODERATIONS, record_of
 from demur.serving.scheduler import OverloadedError
 from demur.serving.service import Service
 from demur.serving.verdicts import GuardReport, report
@@ -144,7 +144,7 @@ class Answer:
         first = self.exchanges[0]
         if first.route == ERROR:
             await self._require_success(0)
-        if first.route == BLOCK:
+        if first.route == BLOCK and self.call.endpoint != MODERATIONS:
             async for _ in self._streams[0]:
                 pass
             first.tokens.clear()  # nobody is sent them

@@ -166,12 +166,12 @@ def record_of(
 
 
 def _action(exchange: Exchange, endpoint: str) -> Action:
+    if endpoint == MODERATIONS and exchange.finish_reason == "scored":
+        return "judged"
     if exchange.route in _ACTIONS:
         return _ACTIONS[exchange.route]
     if exchange.finish_reason in (None, "abandoned"):
         return "error"
-    if endpoint == MODERATIONS:
-        return "judged"
     if exchange.would_route is not None:
         return "observed"
     return "answered" if exchange.route in (PASS, PASS_UNSCORED) else "responded"

@@ -48,7 +48,7 @@ class Steering(Trainer):
     direction: Direction = "difference"
     """`difference` of the means (the paper's), `pca` of the pairs, or `head`, a logistic
     regression."""
-    coefficient: float = 1.0
+    coefficient: float = 0.3
     """What all layers together add, as a share of a state's norm, over 0."""
     layers: tuple[int, ...] | None = None
     """Decoder blocks to steer, negative ones from the end; None chooses a third of them."""

@@ -1,0 +1,1 @@
+"""What other tools load of demur, by the names that they know it by."""
