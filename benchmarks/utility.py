@@ -36,6 +36,7 @@ from demur.core.types import Chat
 from demur.datasets.demur_data import DemurData
 from demur.datasets.rows import read_objects
 from demur.engines.transformers import TransformersEngine
+from demur.engines.transformers.forcing import Forcing
 from demur.guard.loading import load_detector
 from demur.guard.responding import load_responder
 from demur.metrics.wilson_interval import wilson_interval
@@ -163,11 +164,12 @@ def measured(
     Raises:
         CapabilityError: The responder does not let the model draw tokens by their likelihood.
     """
+    forcing = Forcing(engine)
     is_right, nats = [], []
     for question in questions:
         intervention = None if responder is None else responder.respond(question.chat, ())
         prompt = engine.render(question.chat)
-        values = engine.log_probs(prompt, question.options, intervention=intervention)
+        values = forcing.log_probs(prompt, question.options, intervention=intervention)
         totals = [float(of.sum()) for of in values]
         is_right.append(int(np.argmax(totals)) == question.right)
         nats.append(-float(values[question.right].mean()))
