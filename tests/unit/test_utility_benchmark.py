@@ -62,7 +62,7 @@ class Through(Responder):
 def collection(folder: Path) -> DemurData:
     """Write a collection with two questions a set."""
     exam = "Which one?\n-options\n-(A) this\n-(B) that\n-(C) none"
-    sets = {
+    sets: dict[str, list[dict[str, object]]] = {
         "mmlu_500": [{"text": exam, "meta": {"answer": answer}} for answer in "CA"],
         "gsm8k_test": [{"text": "One and one?"}, {"text": "A thousand and two?"}],
         "mgsm": [
