@@ -72,7 +72,7 @@ def test_a_server_answers_flagged_prompts_under_it(stream: bool, tmp_path: Path)
     with running(app_of(guard)) as server:
         for text, model in models.items():
             body: dict[str, Any] = {
-                "model": "demur",
+                "model": engine.model_id.name,
                 "messages": [{"role": "user", "content": text}],
                 "max_tokens": NUM_TOKENS,
                 "temperature": 0,

@@ -19,8 +19,8 @@ from demur.core.interventions import (
 from demur.core.protocols import Request, TokenOut
 from demur.core.types import Chat, Prompt, Sampling
 from demur.engines.transformers import TransformersEngine
-from demur.engines.transformers.forcing import forced_log_probs
-from demur.engines.transformers.starting import Start
+from demur.engines.transformers.forcing import Forcing, forced_log_probs
+from demur.engines.transformers.passes import Passes
 from demur.modeling.likelihood import Likelihood
 from demur.modeling.load import LoadedModel
 from tests.interventions import state_hash, stored
@@ -64,7 +64,7 @@ def greedy(
 def test_without_an_intervention_values_are_those_of_the_model_itself(shape: str) -> None:
     model = tiny(shape)
     engine = TransformersEngine(model)
-    found = engine.log_probs(engine.render(CHAT), REPLIES)
+    found = Forcing(engine).log_probs(engine.render(CHAT), REPLIES)
     expected = Likelihood(model).log_probs(CHAT, REPLIES)
     for one, other in zip(found, expected, strict=True):
         assert one.dtype == np.float64
@@ -82,9 +82,9 @@ def test_a_reply_that_is_drawn_under_an_intervention_is_as_likely_as_it_was_when
     intervention = intervention_of(name, tmp_path, model)
     tokens = greedy(engine, prompt, intervention)
     assert tokens != greedy(engine, prompt, None)
-    start = engine._starter.start(prompt, engine._passes.prefill(prompt), intervention)
+    start = Forcing(engine).start(prompt, intervention)
     ids = [token.token_id for token in tokens]
-    found, shorter = forced_log_probs(engine._passes, start, [ids, ids[:2]], max_tokens=512)
+    found, shorter = forced_log_probs(Passes(engine.loaded), start, [ids, ids[:2]], max_tokens=512)
     np.testing.assert_allclose(found, [token.logprob for token in tokens], atol=1e-4)
     np.testing.assert_allclose(shorter, found[:2], atol=1e-4)
 
@@ -93,11 +93,11 @@ def test_an_intervention_changes_the_values_and_leaves_nothing_behind(tmp_path: 
     model = tiny("llama")
     engine = TransformersEngine(model)
     prompt, before = engine.render(CHAT), state_hash(model)
-    own = engine.log_probs(prompt, REPLIES)
+    own = Forcing(engine).log_probs(prompt, REPLIES)
     intervention = intervention_of("vectors", tmp_path, model)
-    changed = engine.log_probs(prompt, REPLIES, intervention=intervention)
+    changed = Forcing(engine).log_probs(prompt, REPLIES, intervention=intervention)
     assert all(np.abs(a - b).max() > 1e-3 for a, b in zip(own, changed, strict=True))
-    again = engine.log_probs(prompt, REPLIES)
+    again = Forcing(engine).log_probs(prompt, REPLIES)
     assert all(np.array_equal(a, b) for a, b in zip(own, again, strict=True))
     assert state_hash(model) == before
 
@@ -105,10 +105,10 @@ def test_an_intervention_changes_the_values_and_leaves_nothing_behind(tmp_path: 
 def test_a_start_is_not_changed() -> None:
     engine = TransformersEngine(tiny("qwen2"))
     prompt = engine.render(CHAT)
-    start = Start.of(engine._passes.prefill(prompt))
-    first = forced_log_probs(engine._passes, start, [[5, 6, 7], [8]], max_tokens=512)
+    start = Forcing(engine).start(prompt, None)
+    first = forced_log_probs(Passes(engine.loaded), start, [[5, 6, 7], [8]], max_tokens=512)
     assert start.cache.get_seq_length() == len(prompt)
-    second = forced_log_probs(engine._passes, start, [[5, 6, 7], [8]], max_tokens=512)
+    second = forced_log_probs(Passes(engine.loaded), start, [[5, 6, 7], [8]], max_tokens=512)
     assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
 
 
@@ -116,18 +116,18 @@ def test_a_start_is_not_changed() -> None:
 def test_what_draws_no_tokens_has_no_likelihoods(intervention: Intervention) -> None:
     engine = TransformersEngine(tiny("qwen2"))
     with pytest.raises(CapabilityError, match=type(intervention).__name__):
-        engine.log_probs(engine.render(CHAT), REPLIES, intervention=intervention)
+        Forcing(engine).log_probs(engine.render(CHAT), REPLIES, intervention=intervention)
 
 
 def test_no_reply_an_empty_one_and_one_beyond_the_context_are_errors() -> None:
     engine = TransformersEngine(tiny("qwen2"))
     prompt = engine.render(CHAT)
     with pytest.raises(DataError, match="no replies"):
-        engine.log_probs(prompt, [])
+        Forcing(engine).log_probs(prompt, [])
     with pytest.raises(DataError, match="empty"):
-        engine.log_probs(prompt, ["A", ""])
+        Forcing(engine).log_probs(prompt, ["A", ""])
     with pytest.raises(DataError, match="takes at most"):
-        engine.log_probs(prompt, ["a" * 600])
+        Forcing(engine).log_probs(prompt, ["a" * 600])
     left = engine.max_tokens - len(prompt)
     with pytest.raises(DataError, match="a reply of"):
-        engine.log_probs(prompt, ["a" * left], intervention=PrependText(SAFETY))
+        Forcing(engine).log_probs(prompt, ["a" * left], intervention=PrependText(SAFETY))

@@ -160,8 +160,9 @@ def rise_of(curve: Array) -> Rise | None:
     Of all pairs of layers, that with the least squared error is taken: the curve is at one level
     up to the layer before `first`, at another from `last` on.
 
-    >>> rise_of(np.array([0.0, 0, 0, 2, 4, 6, 6, 6]))
-    Rise(first=3, last=5, growth=6.0)
+    >>> rise = rise_of(np.array([0.0, 0, 0, 2, 4, 6, 6, 6]))
+    >>> rise.first, rise.last, round(rise.growth, 6)
+    (3, 5, 6.0)
     """
     number = len(curve)
     places = np.arange(number)

@@ -1,7 +1,7 @@
 """The engine proper: admits requests, runs the prefill once, and steps the running batch."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Self, get_args
@@ -34,7 +34,6 @@ from demur.core.types import Chat, Dtype, ModelId, Prompt
 from demur.engines._monitoring import failed, heed_monitor
 from demur.engines._waiting import Waiting
 from demur.engines.transformers.batch import Batch, RerankedRow, Row
-from demur.engines.transformers.forcing import forced_log_probs, require_drawing
 from demur.engines.transformers.passes import Passes
 from demur.engines.transformers.sampling import Drawn, draw
 from demur.engines.transformers.starting import Start, Starter, Underway
@@ -141,28 +140,6 @@ class TransformersEngine:
                 f"{self._max_tokens}; shorten them"
             )
         return longer
-
-    def log_probs(
-        self, prompt: Prompt, replies: Sequence[str], *, intervention: Intervention | None = None
-    ) -> list[Array]:
-        """Return the log-probability of each token of given replies, one array [token] a reply.
-
-        Args:
-            prompt: Is read once for all of them.
-            replies: Texts; each is split into tokens by itself, and no end token follows.
-            intervention: Under which the model would reply; None is the model by itself.
-
-        Raises:
-            CapabilityError: The intervention chooses tokens otherwise than by their likelihood.
-            DataError: There is no reply, one is empty, or one is longer than the context.
-        """
-        require_drawing(intervention)
-        ids = [self.with_reply(prompt, reply).token_ids[len(prompt) :] for reply in replies]
-        prefill = self._passes.prefill(prompt.token_ids)
-        start = Start.of(prefill)
-        if intervention is not None:
-            start = self._starter.start(prompt, prefill, intervention)
-        return forced_log_probs(self._passes, start, ids, max_tokens=self._max_tokens)
 
     def prepare(self, interventions: Iterable[Intervention]) -> None:
         """Load what interventions refer to, so that no request waits for it.

@@ -12,9 +12,61 @@ from torch import Tensor
 from demur.core.errors import CapabilityError, DataError
 from demur.core.interventions import EndReply, Intervention, ReplyWith, RerankTokens
 from demur.core.readings import Array
+from demur.core.types import Prompt
+from demur.engines.transformers.engine import TransformersEngine
 from demur.engines.transformers.passes import Passes
-from demur.engines.transformers.starting import Start
+from demur.engines.transformers.starting import Start, Starter
 from demur.modeling.caches import fork
+from demur.modeling.chat import ChatRenderer
+
+
+class Forcing:
+    """Tells how likely replies are, as an engine would draw them.
+
+    Args:
+        engine: Its model is read; it is never changed.
+    """
+
+    def __init__(self, engine: TransformersEngine) -> None:
+        self._engine = engine
+        loaded = engine.loaded
+        self._passes = Passes(loaded)
+        self._starter = Starter(loaded, ChatRenderer.of(loaded), engine.render, self._passes)
+
+    def log_probs(
+        self, prompt: Prompt, replies: Sequence[str], *, intervention: Intervention | None = None
+    ) -> list[Array]:
+        """Return the log-probability of each token of given replies, one array [token] a reply.
+
+        Args:
+            prompt: Is read once for all of them.
+            replies: Texts; each is split into tokens by itself, and no end token follows.
+            intervention: Under which the model would reply; None is the model by itself.
+
+        Raises:
+            CapabilityError: The intervention chooses tokens otherwise than by their likelihood.
+            DataError: There is no reply, one is empty, or one is longer than the context.
+        """
+        longer = [self._engine.with_reply(prompt, reply) for reply in replies]
+        start = self.start(prompt, intervention)
+        return forced_log_probs(
+            self._passes,
+            start,
+            [of.token_ids[len(prompt) :] for of in longer],
+            max_tokens=self._engine.max_tokens,
+        )
+
+    def start(self, prompt: Prompt, intervention: Intervention | None) -> Start:
+        """Return from where a reply would be drawn.
+
+        Raises:
+            CapabilityError: See `log_probs`.
+        """
+        require_drawing(intervention)
+        prefill = self._passes.prefill(prompt.token_ids)
+        if intervention is None:
+            return Start.of(prefill)
+        return self._starter.start(prompt, prefill, intervention)
 
 
 def require_drawing(intervention: Intervention | None) -> None:
