@@ -50,7 +50,7 @@ def label_log_probs(loaded: LoadedModel, rows: Sequence[Labelled]) -> list[Tenso
     config = loaded.model.config.get_text_config(decoder=True)
     logits = finished(loaded.model.get_output_embeddings()(states[wanted]).float(), config)
     found = -functional.cross_entropy(logits, labels[wanted], reduction="none")
-    return list(found.split(wanted.sum(1).tolist()))
+    return list(torch.split(found, wanted.sum(1).tolist()))
 
 
 def label_batches(loaded: LoadedModel, groups: Sequence[Sequence[Labelled]]) -> Iterator[list[int]]:
