@@ -150,13 +150,9 @@ class ForcedReplies:
                 if told.startswith(begun) and token_id is not None:
                     yield [*ids, token_id], ahead
 
-    def _cut(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
-
     def count(self, text: str) -> int:
         """Return how many tokens a text has."""
-        return len(self._cut(text))
+        return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
     @torch.inference_mode()
     def __call__(self, number: int, pieces: tuple[str, ...], is_ended: bool) -> float:

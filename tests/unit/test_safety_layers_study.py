@@ -20,7 +20,7 @@ from demur.modeling.block_search import Range
 from demur.modeling.chat import ChatRenderer
 from demur.modeling.load import LoadedModel
 from demur.modeling.scaling import scaled
-from demur.studies._gap import measure_gap
+from demur.studies._gap import Gap, measure_gap
 from demur.studies._localising import Localised, Localiser
 from demur.studies._study import StudyInputs
 from demur.studies.safety_layers import COLUMNS, SafetyLayers, drawn
@@ -157,20 +157,23 @@ def of_both(number: int, *, start: int = 0) -> list[Example]:
     return [example(f"{start + row}", labels[row % 2]) for row in range(number)]
 
 
-@pytest.mark.parametrize("first", [2, 5])
-def test_a_planted_gap_is_measured_beyond_chance(first: int) -> None:
-    inputs = inputs_of(tiny(), planted_reader(first))
-    inputs = replace(inputs, num_blocks=NUM_BLOCKS)
+def planted_gap(first: int, *, num_draws: int) -> Gap:
+    inputs = replace(inputs_of(tiny(), planted_reader(first)), num_blocks=NUM_BLOCKS)
     assert inputs.engine is not None
-    gap = measure_gap(
+    return measure_gap(
         inputs,
         inputs.engine,
         of_both(60),
         num_pairs=30,
         num_permutations=99,
-        num_draws=20,
+        num_draws=num_draws,
         against="both",
     )
+
+
+@pytest.mark.parametrize("first", [2, 5])
+def test_a_planted_gap_is_measured_beyond_chance(first: int) -> None:
+    gap = planted_gap(first, num_draws=20)
     assert gap.rise is not None
     assert (gap.rise.first, gap.rise.last) == (first, first)
     for ends in (gap.first, gap.last):
@@ -184,17 +187,7 @@ def test_a_planted_gap_is_measured_beyond_chance(first: int) -> None:
 
 
 def test_without_a_separation_nothing_grows() -> None:
-    inputs = replace(inputs_of(tiny(), planted_reader(NUM_BLOCKS)), num_blocks=NUM_BLOCKS)
-    assert inputs.engine is not None
-    gap = measure_gap(
-        inputs,
-        inputs.engine,
-        of_both(60),
-        num_pairs=30,
-        num_permutations=99,
-        num_draws=5,
-        against="both",
-    )
+    gap = planted_gap(NUM_BLOCKS, num_draws=5)
     assert gap.rise is None
     assert "grows nowhere" in gap.finding("prompts")
 
