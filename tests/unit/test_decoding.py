@@ -6,7 +6,7 @@ import torch
 
 from demur.core.types import Sampling
 from demur.engines.transformers.sampling import draw, row_generator
-from demur.engines.transformers.text import TextStream
+from demur.engines._text import TextStream
 from tests.tiny import byte_tokenizer
 
 

@@ -32,12 +32,12 @@ from demur.core.reads import (
 )
 from demur.core.types import Chat, Dtype, ModelId, Prompt
 from demur.engines._monitoring import failed, heed_monitor
+from demur.engines._text import TextStream
 from demur.engines._waiting import Waiting
 from demur.engines.transformers.batch import Batch, RerankedRow, Row
 from demur.engines.transformers.passes import Passes
 from demur.engines.transformers.sampling import Drawn, draw
 from demur.engines.transformers.starting import Start, Starter, Underway
-from demur.engines.transformers.text import TextStream
 from demur.modeling.capture import capture, recording
 from demur.modeling.chat import ChatRenderer
 from demur.modeling.load import LoadedModel, load
