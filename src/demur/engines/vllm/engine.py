@@ -1,59 +1,33 @@
 """The engine proper: hands requests to vLLM, and lets them be judged before their first token."""
 
 import gc
-import hashlib
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-import torch
-from vllm import SamplingParams
-from vllm.engine.arg_utils import EngineArgs
 from vllm.outputs import RequestOutput
-from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.llm_engine import LLMEngine
 
 from demur.core.errors import CapabilityError, DataError
 from demur.core.interventions import EndReply, Intervention, PrependText, ReplyWith
-from demur.core.protocols import Done, Event, Request, Scored, Switched, TokenOut
+from demur.core.protocols import Done, Event, Request, Scored, Switched
 from demur.core.readings import Array, Readings
 from demur.core.readout import LinearReadout
 from demur.core.reads import CaptureSpec, Read, Texts
 from demur.core.types import Chat, Dtype, ModelId, Prompt
 from demur.engines._columns import Columns, spans_of
 from demur.engines._monitoring import failed
-from demur.engines._stored_columns import store
-from demur.engines._text import TextStream
+from demur.engines._text import TextStream, text_events
 from demur.engines._waiting import Waiting
-from demur.engines.vllm.worker import CONFIG_KEY, READOUTS, Forced, Reader
+from demur.engines.vllm.arguments import guarded
+from demur.engines.vllm.rows import Known, Row, sampling_params
+from demur.engines.vllm.worker import CONFIG_KEY, Forced, Reader
 from demur.modeling.chat import ChatRenderer
-from demur.modeling.gguf import cache_folder
 from demur.modeling.load import load, locate
 
 CAPABILITIES: frozenset[type] = frozenset({CaptureSpec, Texts, ReplyWith, EndReply, PrependText})
 ReadoutsOf = Callable[[ModelId], Sequence[LinearReadout]]
-WORKERS = "demur.engines.vllm.worker.Guarded{}Worker"
-FORCED_REPLY = "demur.engines.vllm.worker:ForcedReply"
-
-
-@dataclass(eq=False)
-class _Row:
-    """A request on its way through vLLM."""
-
-    request: Request
-    prompt: Prompt
-    text: TextStream
-    started_at: float
-    key: str = ""
-    """vLLM's own id of it."""
-    told: list[Event] = field(default_factory=list)
-    """What the judge has to say, once the step is over."""
-    intervention: Intervention | None = None
-    is_judged: bool = False
-    num_drawn: int = 0
 
 
 class VllmEngine:
@@ -62,37 +36,22 @@ class VllmEngine:
     Args:
         engine: vLLM's, in this process, with one of the guarded workers.
         columns: What its model computes.
-        renderer: Of the model's template.
-        tokenizer: Of the model.
-        model_id: Of the model.
-        end_token_ids: What ends a reply.
+        known: What transformers told of the model.
         max_batch: Most requests that vLLM is given at a time.
     """
 
     def __init__(
-        self,
-        engine: LLMEngine,
-        *,
-        columns: Columns,
-        renderer: ChatRenderer,
-        tokenizer: Any,
-        model_id: ModelId,
-        end_token_ids: frozenset[int],
-        max_batch: int,
+        self, engine: LLMEngine, columns: Columns, *, known: Known, max_batch: int
     ) -> None:
         self._engine = engine
         self._columns = columns
-        self._renderer = renderer
-        self._tokenizer = tokenizer
-        self._model_id = model_id
-        self._end_ids = end_token_ids
+        self._known = known
+        self._tokenizer = known.tokenizer
         self._max_batch = max_batch
-        self._rows: dict[str, _Row] = {}
+        self._rows: dict[str, Row] = {}
         self.num_cache_bypassed = 0
         """Requests that did not read the prefix cache, since a mean over their tokens was asked
         for."""
-        reader: Reader = engine.model_executor.driver_worker.worker.reader
-        reader.judge = self._judge
 
     @classmethod
     def load(
@@ -125,51 +84,47 @@ class VllmEngine:
             ConfigError: There is no such model, or it has no chat template.
         """
         loaded = load(source, dtype=dtype, device="cpu")
-        model_id, tokenizer, end_ids = loaded.model_id, loaded.tokenizer, loaded.end_token_ids
-        renderer, num_blocks = ChatRenderer.of(loaded), len(loaded.parts.blocks)
+        found = readouts(loaded.model_id) if callable(readouts) else readouts
+        columns = Columns.of(found, num_blocks=len(loaded.parts.blocks))
+        known = Known(
+            ChatRenderer.of(loaded), loaded.tokenizer, loaded.model_id, loaded.end_token_ids
+        )
         longest = min(max_tokens or loaded.max_tokens, loaded.max_tokens)
         del loaded
         gc.collect()
-        found = readouts(model_id) if callable(readouts) else readouts
-        columns = Columns.of(found, num_blocks=num_blocks)
-        sha256 = store(columns, cache_folder() / READOUTS)
-        os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")  # the only one that is guarded
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the judge is called from the step
-        kind = "Gpu" if torch.cuda.is_available() else "Cpu"
-        args = EngineArgs(
-            **{
+        args = guarded(
+            columns,
+            {
                 "model": locate(source)[0],
-                "dtype": model_id.dtype,
+                "dtype": known.model_id.dtype,
                 "max_model_len": longest,
                 "max_num_seqs": max_batch,
                 "enforce_eager": is_eager,
                 "disable_log_stats": True,
                 **(options or {}),
-                "async_scheduling": False,
-                "worker_cls": WORKERS.format(kind),
-                "logits_processors": [FORCED_REPLY],
-                "additional_config": {CONFIG_KEY: sha256},
-            }
+            },
         )
-        return cls(
-            LLMEngine.from_engine_args(args),
-            columns=columns,
-            renderer=renderer,
-            tokenizer=tokenizer,
-            model_id=model_id,
-            end_token_ids=end_ids,
-            max_batch=max_batch,
-        )
+        return cls(LLMEngine.from_engine_args(args), columns, known=known, max_batch=max_batch)
+
+    def taking(self, max_batch: int) -> Self:
+        """Return an engine that hands the same vLLM so many requests at a time, not at once."""
+        return type(self)(self._engine, self._columns, known=self._known, max_batch=max_batch)
 
     @property
-    def vllm_engine(self) -> LLMEngine:
-        """What runs the model."""
-        return self._engine
+    def reader(self) -> Reader:
+        """What follows the prompts inside the worker."""
+        found: Reader = self._engine.model_executor.driver_worker.worker.reader
+        return found
+
+    @property
+    def reads(self) -> frozenset[CaptureSpec]:
+        """The captures that can be answered: those of the read-outs."""
+        return self._columns.specs
 
     @property
     def model_id(self) -> ModelId:
         """What detectors are matched against."""
-        return self._model_id
+        return self._known.model_id
 
     @property
     def capabilities(self) -> frozenset[type]:
@@ -190,7 +145,7 @@ class VllmEngine:
         Raises:
             DataError: The chat ends in an assistant turn, has no user text, or fills the context.
         """
-        prompt = self._renderer.render(chat)
+        prompt = self._known.renderer.render(chat)
         if len(prompt) >= self.max_tokens:
             raise DataError(
                 f"the prompt has {len(prompt)} tokens: the model takes at most "
@@ -204,7 +159,7 @@ class VllmEngine:
         Raises:
             DataError: The reply is empty, or both are longer than the context.
         """
-        longer = self._renderer.with_reply(prompt, reply)
+        longer = self._known.renderer.with_reply(prompt, reply)
         if len(longer) >= self.max_tokens:
             raise DataError(
                 f"prompt and reply have {len(longer)} tokens: the engine takes at most "
@@ -215,6 +170,7 @@ class VllmEngine:
     def run(self, requests: Iterable[Request | None]) -> Iterator[Event]:
         """Carry out requests; see `core.protocols.Engine.run`."""
         waiting = Waiting(requests)
+        self.reader.judge = self._judge
         try:
             while True:
                 while len(self._rows) < self._max_batch:
@@ -236,7 +192,7 @@ class VllmEngine:
             return
         try:
             self._require_possible(request)
-            row = _Row(
+            row = Row(
                 request,
                 request.prompt,
                 TextStream(self._tokenizer, request.sampling.stop),
@@ -258,7 +214,7 @@ class VllmEngine:
                     "is loaded"
                 )
 
-    def _submit(self, row: _Row) -> None:
+    def _submit(self, row: Row) -> None:
         request, prompt = row.request, row.prompt
         spans = [spans_of(column.spec, prompt) for column in self._columns.columns]
         # Tokens that the prefix cache holds are not computed, and so would not be summed.
@@ -266,27 +222,17 @@ class VllmEngine:
             isinstance(read, CaptureSpec) and read.pool != "none" for read in request.reads
         )
         self.num_cache_bypassed += is_pooled
-        params = self._params(request, room=self.max_tokens - len(prompt))
+        params = sampling_params(
+            request,
+            room=self.max_tokens - len(prompt),
+            end_token_ids=self._known.end_token_ids,
+        )
         params.skip_reading_prefix_cache = is_pooled
         params.extra_args = {CONFIG_KEY: {"id": request.id, "spans": spans}}
         row.key = self._engine.add_request(
             request.id, {"prompt_token_ids": list(prompt.token_ids)}, params
         )
         self._rows[request.id] = row
-
-    def _params(self, request: Request, *, room: int) -> SamplingParams:
-        sampling = request.sampling
-        digest = hashlib.sha256(f"{sampling.seed}:{request.draw_id or request.id}".encode())
-        return SamplingParams(
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            seed=int.from_bytes(digest.digest()[:7], "big"),
-            max_tokens=min(max(1, sampling.max_tokens), room),
-            stop_token_ids=sorted(self._end_ids),
-            logprobs=0,
-            detokenize=False,
-            output_kind=RequestOutputKind.DELTA,
-        )
 
     def _judge(self, extra: dict[str, Any], found: Array | Exception) -> Forced | None:
         """Let a request's own function decide, between its prefill and its first token.
@@ -340,10 +286,10 @@ class VllmEngine:
         try:
             outputs = self._engine.step()
         except Exception as error:  # the step is shared, and so is its failure
-            rows = list(self._rows.values())
-            self._rows.clear()
-            yield from [failed(row.request, error) for row in rows]
-            raise
+            ends = [failed(row.request, error) for row in self._rows.values()]
+            self._drop(list(self._rows))
+            yield from ends
+            return
         events: list[Event] = []
         for output in outputs:
             row = self._rows.get(output.request_id)
@@ -351,7 +297,7 @@ class VllmEngine:
                 events += self._after(row, output)
         yield from events
 
-    def _after(self, row: _Row, output: RequestOutput) -> list[Event]:
+    def _after(self, row: Row, output: RequestOutput) -> list[Event]:
         """Return what a step says of a request: its verdict first, then its tokens."""
         told, row.told = row.told, []
         if told and isinstance(told[-1], Done):
@@ -363,14 +309,18 @@ class VllmEngine:
         if not row.is_judged:
             self._drop([row.request.id])
             return [failed(row.request, DataError("vLLM drew a token that nobody had judged"))]
-        return [*told, *self._drawn(row, output)]
+        drawn = row.take(output, self._known.end_token_ids, max_tokens=self.max_tokens)
+        if drawn and isinstance(drawn[-1], Done):
+            self._drop([row.request.id])
+        return [*told, *drawn]
 
-    def _intervened(self, row: _Row, intervention: Intervention) -> list[Event]:
+    def _intervened(self, row: Row, intervention: Intervention) -> list[Event]:
         request = row.request
         if isinstance(intervention, EndReply):
             return [Done(request.id, "ended")]
         if isinstance(intervention, ReplyWith):
-            return self._replaced(request, intervention)
+            first = len(request.prompt)
+            return [*text_events(self._tokenizer, request.id, intervention.text, first=first)]
         try:
             assert isinstance(intervention, PrependText), "the guard checked the capabilities"
             row.prompt = self._under(request.prompt, intervention.text)
@@ -385,47 +335,6 @@ class VllmEngine:
             return self.render(prompt.chat.with_safety_prompt(text))
         except DataError as error:
             raise DataError(f"with its safety prompt {error}") from error
-
-    def _replaced(self, request: Request, intervention: ReplyWith) -> list[Event]:
-        ids = self._tokenizer(intervention.text, add_special_tokens=False)["input_ids"]
-        text, first = TextStream(self._tokenizer), len(request.prompt)
-        return [
-            *(
-                TokenOut(
-                    request.id,
-                    first + n,
-                    token_id,
-                    text.push(token_id, is_last=n == len(ids) - 1),
-                    0.0,
-                )
-                for n, token_id in enumerate(ids)
-            ),
-            Done(request.id, "replaced"),
-        ]
-
-    def _drawn(self, row: _Row, output: RequestOutput) -> list[Event]:
-        """Return the tokens that a step drew for a request, and its end."""
-        request, (completion,) = row.request, output.outputs
-        events: list[Event] = []
-        for token_id, logprobs in zip(completion.token_ids, completion.logprobs or (), strict=True):
-            position = len(row.prompt) + row.num_drawn
-            row.num_drawn += 1
-            is_end = token_id in self._end_ids
-            is_last = is_end or row.num_drawn == request.sampling.max_tokens
-            is_last = is_last or position + 1 >= self.max_tokens
-            shown = row.text.push(token_id, is_last=is_last)
-            events.append(
-                TokenOut(request.id, position, token_id, shown, logprobs[token_id].logprob)
-            )
-            if is_last or row.text.is_stopped:
-                self._drop([request.id])
-                is_stop = is_end or row.text.is_stopped
-                return [*events, Done(request.id, "stop" if is_stop else "length")]
-        if output.finished:
-            self._drop([request.id])
-            reason = completion.finish_reason
-            events.append(failed(request, DataError(f"vLLM ended the reply: {reason}")))
-        return events
 
     def _drop(self, ids: list[str]) -> None:
         """Forget requests; vLLM does, too, if they are still under way."""

@@ -1,3 +1,4 @@
+# ruff: noqa: PLR0917  # an op takes its arguments by place
 """Taps: what computes read-outs inside vLLM's own forward pass.
 
 A tapped block calls a registered custom op on its output. torch.compile and CUDA graphs keep such

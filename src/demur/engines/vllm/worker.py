@@ -1,4 +1,4 @@
-"""The worker: vLLM's own, with a model whose blocks are tapped, and a judge before each first token.
+"""The worker: vLLM's own, with tapped blocks and a judge before each first token.
 
 `execute_model` runs the pass and computes logits; `sample_tokens` draws. In between the columns of
 the prompts that were just read whole are handed to a judge. It may answer with tokens, which a
