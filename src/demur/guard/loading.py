@@ -58,6 +58,8 @@ class Opened:
 def readouts_of(sources: Sequence[str | Path], model_id: ModelId) -> list[LinearReadout]:
     """Return the read-outs of detectors, for an engine that computes them inside the model.
 
+    Those of the categories come after each detector's own.
+
     Args:
         sources: Artifact folders, or names of packaged ones; see `load_detector`.
         model_id: Of the model that the engine runs.
@@ -81,6 +83,8 @@ def readouts_of(sources: Sequence[str | Path], model_id: ModelId) -> list[Linear
                 f"detector {folder.name!r} ({artifact.method}) is not linear: {_USE_TRANSFORMERS}"
             )
         found.append(detector.readout())
+        if artifact.heads is not None:
+            found += [head.readout for head in artifact.heads.heads.values()]
     return found
 
 
