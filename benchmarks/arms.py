@@ -68,18 +68,30 @@ def held_out_cases(data: DemurData, *, share: float = 1.0, seed: int = 0) -> Cas
     roles: list[Role] = []
     for role, sets in CHOSEN.items():
         for name, (split, label, number) in sets.items():
-            found = [
-                example
-                for example in data.load(name, (split,))
-                if example.label == label
-                and len(example.chat.last_user_text) <= MAX_CHARACTERS
-                and example.category not in NOT_REQUESTS
-            ]
-            order = np.random.default_rng(seed).permutation(len(found))
-            chosen = [found[row] for row in order[: max(1, round(share * number))]]
+            found = short_prompts(data, name, split, label)
+            chosen = drawn(found, number, share=share, seed=seed)
             examples += chosen
             roles += [role] * len(chosen)
     return Cases(tuple(examples), np.array(roles, dtype=str))
+
+
+def short_prompts(data: DemurData, name: str, split: str, label: str) -> list[Example]:
+    """Return the requests of one set, split and label that are not too long to be answered."""
+    return [
+        example
+        for example in data.load(name, (split,))
+        if example.label == label
+        and len(example.chat.last_user_text) <= MAX_CHARACTERS
+        and example.category not in NOT_REQUESTS
+    ]
+
+
+def drawn(
+    found: Sequence[Example], number: int, *, share: float = 1.0, seed: int = 0
+) -> list[Example]:
+    """Return a share of a number of prompts, one at least, in the order of a draw."""
+    order = np.random.default_rng(seed).permutation(len(found))
+    return [found[row] for row in order[: max(1, round(share * number))]]
 
 
 @dataclass

@@ -12,7 +12,7 @@ is kept in the user's cache, so that a run which was stopped goes on.
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,16 +20,15 @@ from typing import Any
 import numpy as np
 from peft import PeftModel
 
+from benchmarks.adapters import trained_folder, training_metrics
 from benchmarks.arms import Arms, held_out_cases, tell
 from benchmarks.derta_late import stopped, word_log_probs
 from benchmarks.derta_report import report
 from benchmarks.derta_rows import Begun, attacks, to_measure, to_train
 from benchmarks.machine import describe_machine
 from demur.core.examples import Example
-from demur.core.folders import MANIFEST, read_manifest
 from demur.core.readings import Array
-from demur.core.trained import KIND
-from demur.core.training import Progress, Run, Trainer
+from demur.core.training import Trainer
 from demur.datasets.demur_data import DemurData
 from demur.metrics.group_bootstrap import GroupBootstrap
 from demur.metrics.wilson_interval import wilson_interval
@@ -41,7 +40,6 @@ from demur.trainers._said import words_of
 from demur.trainers.derta import DertaTrainer
 from demur.trainers.sft import SftTrainer
 from demur.workflows.fit import describe_set
-from demur.workflows.train import train
 
 RESULTS = Path(__file__).parent / "results"
 GIVEN = (8, 16, 32)
@@ -84,7 +82,7 @@ def measure(
     rows = to_train(data, arms, share=share)
     root = cache_folder() / "benchmarks" / "derta" / Path(model).stem
     folders = {
-        name: _trained(trainer, rows, model, root / name.replace(", ", "-").replace(" ", "-"))
+        name: trained_folder(trainer, rows, model, root / name.replace(", ", "-").replace(" ", "-"))
         for name, trainer in trainers(steps, ablations=ablations).items()
     }
     found: dict[str, Any] = {
@@ -92,42 +90,13 @@ def measure(
         "share": share,
         "steps": steps,
         "trained_on": describe_set(rows),
-        "training": {name: _provenance(of)["metrics"] for name, of in folders.items()},
+        "training": {name: training_metrics(of) for name, of in folders.items()},
         "late": _late(model, folders, data, arms, share=share),
         **_outcomes(arms, folders),
         "attacks": _attacks(arms, folders, attacks(data, number=NUM_ATTACKS, share=share)),
     }
     found["seconds"] = time.perf_counter() - started
     return found
-
-
-def _trained(trainer: Trainer, rows: Sequence[Example], model: str, out: Path) -> Path:
-    """Train an adapter unless it lies there, made in the same way of the same rows."""
-    wanted = [trainer.hyper_parameters(), describe_set(rows)]
-    if not (out / MANIFEST).is_file() or _made_by(out) != wanted:
-        train(trainer, rows, Run(model, report=_show(out.name)), out)
-    return out
-
-
-def _made_by(out: Path) -> list[Any]:
-    provenance = _provenance(out)
-    return [provenance["hyper_parameters"], provenance["train"]]
-
-
-def _provenance(out: Path) -> dict[str, Any]:
-    found: dict[str, Any] = read_manifest(out, kind=KIND)["provenance"]
-    return found
-
-
-def _show(name: str) -> Callable[[Progress], None]:
-    """Return what tells of every tenth step."""
-
-    def show(progress: Progress) -> None:
-        if progress.done % 10 == 0 or progress.done == progress.total:
-            loss = "" if progress.loss is None else f", loss {progress.loss:.3f}"
-            tell(f"{name}: {progress.stage} {progress.done} of {progress.total}{loss}")
-
-    return show
 
 
 def _late(

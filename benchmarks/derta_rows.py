@@ -38,25 +38,7 @@ def to_train(data: DemurData, arms: Arms, *, share: float) -> list[Example]:
         arms: Of the model, which answers the safe prompts.
         share: Of them, over 0 to 1.
     """
-    of_question: dict[str, list[Example]] = defaultdict(list)
-    for example in data.load("gptfuzz_responses", ("responses_train",)):
-        if example.response_label == "unsafe" and example.response:
-            of_question[example.group_key].append(example)
-    shipped, generator = ShippedRefusals(seed=0), np.random.default_rng(0)
-    unsafe = []
-    for question in sorted(of_question):
-        order = generator.permutation(len(of_question[question]))[:REPLIES_A_QUESTION]
-        for example in (of_question[question][row] for row in order.tolist()):
-            refusal = shipped.next(example)
-            unsafe.append(
-                replace(
-                    example,
-                    response=None,
-                    response_label=None,
-                    safe_response=refusal,
-                    harmful_response=example.response,
-                )
-            )
+    unsafe = with_both_replies(data)
     safe = _some(
         [e for e in written.load("train") if e.label == "safe" and e.language in (None, "en")],
         NUM_SAFE,
@@ -69,6 +51,30 @@ def to_train(data: DemurData, arms: Arms, *, share: float) -> list[Example]:
         if reply.text.strip()
     ]
     return [*_some(unsafe, len(unsafe), share), *answered]
+
+
+def with_both_replies(data: DemurData) -> list[Example]:
+    """Return unsafe questions, each with harmful replies to it and a refusal for each of them."""
+    of_question: dict[str, list[Example]] = defaultdict(list)
+    for example in data.load("gptfuzz_responses", ("responses_train",)):
+        if example.response_label == "unsafe" and example.response:
+            of_question[example.group_key].append(example)
+    shipped, generator = ShippedRefusals(seed=0), np.random.default_rng(0)
+    found = []
+    for question in sorted(of_question):
+        order = generator.permutation(len(of_question[question]))[:REPLIES_A_QUESTION]
+        for example in (of_question[question][row] for row in order.tolist()):
+            refusal = shipped.next(example)
+            found.append(
+                replace(
+                    example,
+                    response=None,
+                    response_label=None,
+                    safe_response=refusal,
+                    harmful_response=example.response,
+                )
+            )
+    return found
 
 
 @dataclass(frozen=True)

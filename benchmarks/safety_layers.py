@@ -15,20 +15,18 @@ import argparse
 import json
 import time
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.adapters import trained_folder, training_metrics
 from benchmarks.arms import Arms, held_out_cases, tell
 from benchmarks.machine import describe_machine
 from benchmarks.safety_layers_report import compared, report
 from benchmarks.safety_layers_rows import task_prompts, task_rows
 from demur.core.examples import Example
-from demur.core.folders import MANIFEST, write_synced
-from demur.core.trained import Trained
-from demur.core.training import Progress, Run
+from demur.core.folders import write_synced
 from demur.datasets import written
 from demur.datasets.demur_data import DemurData
 from demur.modeling.gguf import cache_folder
@@ -41,7 +39,6 @@ from demur.trainers.safety_layers import SafetyLayersTrainer
 from demur.workflows.capture import Capturer
 from demur.workflows.fit import describe_set
 from demur.workflows.study_reader import StudyReader
-from demur.workflows.train import train
 
 RESULTS = Path(__file__).parent / "results"
 MAX_TOKENS = 48
@@ -87,7 +84,7 @@ def measure(model: str, detector: str, *, share: float, steps: int) -> dict[str,
         "study": {"findings": found["findings"], "rows": found["rows"]},
         "safety_layers": named["safety layers"],
         "trained_on": describe_set(rows),
-        "training": {name: Trained.read(of).provenance["metrics"] for name, of in folders.items()},
+        "training": {name: training_metrics(of) for name, of in folders.items()},
         "arms": _rates(outcomes, arms),
         "compared": compared(
             outcomes[BASE],
@@ -167,27 +164,11 @@ class Trainings:
         return self._trained(f"without-{blocks}", trainer)
 
     def _trained(self, name: str, trainer: SafetyLayersTrainer) -> Path:
-        out = self._root / name
-        wanted = [json.loads(json.dumps(trainer.hyper_parameters())), describe_set(self._rows)]
-        if not (out / MANIFEST).is_file() or _made_by(out) != wanted:
-            train(trainer, self._rows, Run(self._model, report=partial(_show, name)), out)
-        return out
-
-
-def _made_by(out: Path) -> list[Any]:
-    provenance = Trained.read(out).provenance
-    return [provenance["hyper_parameters"], provenance["train"]]
-
-
-def _show(name: str, progress: Progress) -> None:
-    """Tell of every tenth step."""
-    if progress.done % 10 == 0 or progress.done == progress.total:
-        loss = "" if progress.loss is None else f", loss {progress.loss:.3f}"
-        tell(f"{name}: {progress.stage} {progress.done} of {progress.total}{loss}")
+        return trained_folder(trainer, self._rows, self._model, self._root / name)
 
 
 def _held_out_loss(folder: Path) -> float:
-    return float(Trained.read(folder).provenance["metrics"]["nll_helpful_after"])
+    return float(training_metrics(folder)["nll_helpful_after"])
 
 
 def _rates(outcomes: Mapping[str, Outcomes], arms: Arms) -> list[Mapping[str, Any]]:

@@ -123,9 +123,9 @@ class Answers:
             num_passed=len(passed),
             num_identical=sum(passed),
             first_token_s=median(of.timings.first_token_s for of, _ in pairs),
-            tokens_per_s=median(_rate(of) for of, _ in pairs),
+            tokens_per_s=median(tokens_per_s(of) for of, _ in pairs),
             base_first_token_s=median(of.timings.first_token_s for _, of in pairs),
-            base_tokens_per_s=median(_rate(of) for _, of in pairs),
+            base_tokens_per_s=median(tokens_per_s(of) for _, of in pairs),
         )
 
     def _guard(self, line: str, responder: Responder, route: Route) -> Guard:
@@ -162,7 +162,7 @@ def _guarded(
     return guard.replies(chats, sampling, request_ids=ids)
 
 
-def _rate(reply: Reply) -> float:
-    """Return tokens a second after the first."""
+def tokens_per_s(reply: Reply) -> float:
+    """Return tokens a second after the first; 0 where there is no second one."""
     seconds = reply.timings.total_s - reply.timings.first_token_s
     return (len(reply.token_ids) - 1) / seconds if seconds > 0 else 0.0

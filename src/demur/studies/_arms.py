@@ -56,7 +56,7 @@ def arm_rows(
             "switched_on": None if arm.is_on is None else float(arm.is_on[rows].mean()),
         }
         for word in ("complied", "refused"):
-            cells |= _rate(word, of, base.of(rows), group)
+            cells |= rates_of(word, of, base.of(rows), group)
         known = of.perplexity[~np.isnan(of.perplexity)]
         timed = alone if arm.name == "always" else None
         cells |= {
@@ -75,8 +75,15 @@ def arm_rows(
     return found
 
 
-def _rate(word: str, of: Outcomes, base: Outcomes, group: Array) -> dict[str, Cell]:
-    """Return a share with its interval, and its paired difference to the model by itself."""
+def rates_of(word: str, of: Outcomes, base: Outcomes, group: Array) -> dict[str, Cell]:
+    """Return a share with its interval, and its paired difference to the model by itself.
+
+    Args:
+        word: Of `core.outcomes`, whose share is taken.
+        of: Of the arm.
+        base: Of the model by itself, on the same prompts.
+        group: [prompt]; whole groups are drawn.
+    """
     hits, before = of.outcome == word, base.outcome == word
     low, high = wilson_interval(hits, group) or (None, None)
     change, interval = paired_change(hits, before, group)

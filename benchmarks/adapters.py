@@ -1,0 +1,53 @@
+"""Trains the adapters of benchmarks, each once: what lies in the user's cache is not made again."""
+
+import json
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks.arms import tell
+from demur.core.examples import Example
+from demur.core.folders import MANIFEST
+from demur.core.trained import Trained
+from demur.core.training import Progress, Run, Trainer
+from demur.core.types import Dtype
+from demur.workflows.fit import describe_set
+from demur.workflows.train import train
+
+
+def trained_folder(
+    trainer: Trainer, rows: Sequence[Example], model: str, out: Path, *, dtype: Dtype = "auto"
+) -> Path:
+    """Return an adapter's folder; it is trained unless it lies there, made alike of the same rows.
+
+    A training that was stopped goes on where it was.
+
+    Args:
+        trainer: With its hyper-parameters.
+        rows: What it learns from.
+        model: As `--model` takes it.
+        out: The folder.
+        dtype: Of the model's weights.
+    """
+    wanted = [json.loads(json.dumps(trainer.hyper_parameters())), describe_set(rows)]
+    if not (out / MANIFEST).is_file() or _made_by(out) != wanted:
+        train(trainer, rows, Run(model, dtype=dtype, report=partial(_show, out.name)), out)
+    return out
+
+
+def training_metrics(folder: Path) -> dict[str, Any]:
+    """Return what was measured while an adapter was trained."""
+    return dict(Trained.read(folder).provenance["metrics"])
+
+
+def _made_by(out: Path) -> list[Any]:
+    provenance = Trained.read(out).provenance
+    return [provenance["hyper_parameters"], provenance["train"]]
+
+
+def _show(name: str, progress: Progress) -> None:
+    """Tell of every tenth step."""
+    if progress.done % 10 == 0 or progress.done == progress.total:
+        loss = "" if progress.loss is None else f", loss {progress.loss:.3f}"
+        tell(f"{name}: {progress.stage} {progress.done} of {progress.total}{loss}")
