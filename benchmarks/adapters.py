@@ -8,8 +8,8 @@ from typing import Any
 
 from benchmarks.arms import tell
 from demur.core.examples import Example
-from demur.core.folders import MANIFEST
-from demur.core.trained import Trained
+from demur.core.folders import MANIFEST, read_manifest
+from demur.core.trained import KIND
 from demur.core.training import Progress, Run, Trainer
 from demur.core.types import Dtype
 from demur.workflows.fit import describe_set
@@ -38,12 +38,17 @@ def trained_folder(
 
 def training_metrics(folder: Path) -> dict[str, Any]:
     """Return what was measured while an adapter was trained."""
-    return dict(Trained.read(folder).provenance["metrics"])
+    return dict(_provenance(folder)["metrics"])
 
 
 def _made_by(out: Path) -> list[Any]:
-    provenance = Trained.read(out).provenance
+    provenance = _provenance(out)
     return [provenance["hyper_parameters"], provenance["train"]]
+
+
+def _provenance(out: Path) -> dict[str, Any]:
+    found: dict[str, Any] = read_manifest(out, kind=KIND)["provenance"]
+    return found
 
 
 def _show(name: str, progress: Progress) -> None:
