@@ -164,25 +164,25 @@ def carried_over(inside: Hits, outside: Hits) -> dict[str, Any]:
 
     Returns:
         The share of complied replies that it takes away inside and outside, None where there are
-        none, and the difference with its interval.
+        none, and the difference with its interval, None where it takes nothing away inside.
     """
-    removed = removed_share(inside.base, inside.always), removed_share(outside.base, outside.always)
+
+    def short(rows: Array, others: Array) -> float | None:
+        own = removed_share(inside.base[rows], inside.always[rows])
+        other = removed_share(outside.base[others], outside.always[others])
+        return None if own is None or other is None else own - other
+
     bootstrap = GroupBootstrap([inside.group, outside.group], num_draws=NUM_DRAWS)
-    draws = []
-    for rows, others in zip(
-        bootstrap.rows(inside.group), bootstrap.rows(outside.group), strict=True
-    ):
-        of_draw = (
-            removed_share(inside.base[rows], inside.always[rows]),
-            removed_share(outside.base[others], outside.always[others]),
-        )
-        draws.append(np.nan if None in of_draw else float(of_draw[0]) - float(of_draw[1]))  # type: ignore[arg-type]
-    interval = GroupBootstrap.interval(np.array(draws))
-    known = interval is not None and None not in removed
+    pairs = zip(bootstrap.rows(inside.group), bootstrap.rows(outside.group), strict=True)
+    draws = [short(rows, others) for rows, others in pairs]
+    interval = GroupBootstrap.interval(np.array(draws, float))
+    value = short(np.arange(len(inside.group)), np.arange(len(outside.group)))
+    own = removed_share(inside.base, inside.always)
+    is_known = value is not None and interval is not None and own is not None and own > 0
     return {
-        "inside": removed[0],
-        "outside": removed[1],
-        "short": (float(removed[0]) - float(removed[1]), interval) if known else None,  # type: ignore[arg-type]
+        "inside": own,
+        "outside": removed_share(outside.base, outside.always),
+        "short": (value, interval) if is_known else None,
     }
 
 

@@ -177,10 +177,10 @@ def _carried_over(
     yield ""
     for name, of in adapters.items():
         shorts = [found["short"] for found in of["carried_over"].values() if found["short"]]
-        surely = sum(_excludes_0(found) and found[0] > 0 for found in shorts)
+        surely = sum(found[0] > 0 and _excludes_0(found) for found in shorts)
         yield (
-            f"- {name}: falls short in {surely} of {len(shorts)} other cells: adaptation "
-            f"{'carries over' if surely == 0 else 'does not carry over to these'}."
+            f"- {name}: surely falls short in {surely} of {len(shorts)} other cells, and in "
+            f"{sum(found[0] > 0 for found in shorts)} by its figure."
         )
 
 

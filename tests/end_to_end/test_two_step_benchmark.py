@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks import two_step
+from benchmarks import two_step, two_step_claims
 from benchmarks.two_step_claims import ALWAYS, BASE, ORACLE, ROUTED
 from benchmarks.two_step_rows import ATTACKS, LANGUAGES, PLAIN, SAFE
+from demur.studies import _arms
 from tests.model_folder import MARKER, Workplace
 from tests.unit.test_studies_sets import Fields, write_collection
 
@@ -27,7 +28,7 @@ def texts(name: str, label: str, **more: object) -> list[Fields]:
 
 def everything() -> dict[str, dict[str, list[Fields]]]:
     """Return the collection's sets by split, a few rows each."""
-    unsafe = {name: "test_ood" for name in (*PLAIN, *ATTACKS)}
+    unsafe = dict.fromkeys((*PLAIN, *ATTACKS), "test_ood")
     unsafe |= {name: split for name, (split, _) in LANGUAGES.items()}
     found: dict[str, dict[str, list[Fields]]] = {
         name: {split: texts(name, "unsafe", source=name, language="vi")}
@@ -67,7 +68,9 @@ def run(
     """Return what runs the benchmark, with a cache of its own, and returns its results."""
     monkeypatch.setenv("DEMUR_DATA", str(write_collection(tmp_path / "data", everything())))
     monkeypatch.setenv("DEMUR_CACHE", str(tmp_path / "cache"))
-    options = [*workplace.guarded, "--dtype", "float32", "--methods", "sft,dpo", "--steps", "1"]
+    for module in (_arms, two_step_claims):
+        monkeypatch.setattr(module, "NUM_DRAWS", 10)
+    options = [*workplace.guarded, "--dtype", "float32", "--methods", "dpo", "--steps", "1"]
     more = ["--share", "0.02", "--max-tokens", "4", "--timed", "1", "--out", str(tmp_path)]
 
     def once() -> dict[str, Any]:
@@ -86,7 +89,7 @@ def test_a_run_compares_all_arms_and_a_second_one_draws_nothing_anew(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     found = run()
-    assert list(found["adapters"]) == ["sft, plain", "sft, wrapped", "dpo, plain", "dpo, wrapped"]
+    assert list(found["adapters"]) == ["dpo, plain", "dpo, wrapped"]
     for of in found["adapters"].values():
         assert {row["arm"] for row in of["rows"]} == {ALWAYS, ROUTED, ORACLE}
         assert set(of["safety"]) | set(of["loss"]) == set(found["kinds"])
