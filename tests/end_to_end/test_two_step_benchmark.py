@@ -10,6 +10,7 @@ import pytest
 from benchmarks import two_step, two_step_claims
 from benchmarks.two_step_claims import ALWAYS, BASE, ORACLE, ROUTED
 from benchmarks.two_step_rows import ATTACKS, LANGUAGES, PLAIN, SAFE
+from demur.datasets import replies
 from demur.studies import _arms
 from tests.model_folder import MARKER, Workplace
 from tests.unit.test_studies_sets import Fields, write_collection
@@ -68,6 +69,8 @@ def run(
     """Return what runs the benchmark, with a cache of its own, and returns its results."""
     monkeypatch.setenv("DEMUR_DATA", str(write_collection(tmp_path / "data", everything())))
     monkeypatch.setenv("DEMUR_CACHE", str(tmp_path / "cache"))
+    shipped = replies.load("train")[::20]
+    monkeypatch.setattr(replies, "load", lambda _split: shipped)
     for module in (_arms, two_step_claims):
         monkeypatch.setattr(module, "NUM_DRAWS", 10)
     options = [*workplace.guarded, "--dtype", "float32", "--methods", "dpo", "--steps", "1"]
@@ -104,8 +107,8 @@ def test_a_run_compares_all_arms_and_a_second_one_draws_nothing_anew(
 
     monkeypatch.setattr("benchmarks.adapters.train", must_not)
     monkeypatch.setattr("benchmarks.two_step_utility.measured", must_not)
-    replies = {path: path.read_bytes() for path in (tmp_path / "cache").rglob("*.jsonl")}
+    drawn = {path: path.read_bytes() for path in (tmp_path / "cache").rglob("*.jsonl")}
     again = run()
     assert again["adapters"] == found["adapters"]
-    assert {path: path.read_bytes() for path in (tmp_path / "cache").rglob("*.jsonl")} == replies
+    assert {path: path.read_bytes() for path in (tmp_path / "cache").rglob("*.jsonl")} == drawn
     capsys.readouterr()
