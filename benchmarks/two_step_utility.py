@@ -60,13 +60,15 @@ def equivalence(difference: Array, group: Array, *, margin: float = MARGIN) -> E
 
     Args:
         difference: Paired, [row].
-        group: [row]; the variance is that between groups, of which there are two or more.
+        group: [row]; the variance is that between groups; of one group nothing can be said.
         margin: Over 0.
     """
     mean, number = float(difference.mean()), len(difference)
     _, place = np.unique(group, return_inverse=True)
     sums_of_groups = np.bincount(place, difference - mean)
     freedom = len(sums_of_groups) - 1
+    if not freedom:
+        return Equivalence(mean, -np.inf, np.inf, 1.0)
     variance = (freedom + 1) / freedom * float((sums_of_groups**2).sum())
     error = float(np.sqrt(variance)) / number
     if error == 0:
@@ -107,6 +109,7 @@ class UtilitySets:
             for row, reply in zip(rows, arms.base_replies(rows), strict=True)
             if reply.text.strip()
         ]
+        found = {name: of for name, of in found.items() if of}
         flagged = {
             name: margins_of(arms, [question.chat for question in of])[:, 0] >= 0
             for name, of in found.items()

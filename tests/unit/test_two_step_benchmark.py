@@ -110,6 +110,7 @@ def test_a_loss_is_spared_where_what_is_lost_is_not_flagged(flagged: str, reache
     assert found["under_bound"][0] == pytest.approx((0.25 + 0.02) * 0.75 - routed)
     assert found["bound_reached"] is reached
     assert found["few_reached"] is reached
+    assert found["points_reached"] is (routed <= 0.25 * 0.75 + 0.02)
 
 
 def test_of_no_loss_nothing_is_spared() -> None:
@@ -194,6 +195,10 @@ def test_rows_of_one_group_count_once() -> None:
 @pytest.mark.parametrize(("value", "p"), [(0.0, 0.0), (0.5, 1.0)])
 def test_arms_that_never_differ_are_the_same(value: float, p: float) -> None:
     assert equivalence(np.full(20, value), np.arange(20)).p == p
+
+
+def test_of_a_single_group_nothing_is_said() -> None:
+    assert equivalence(np.zeros(4), np.zeros(4)).p == 1
 
 
 LETTERS = ("A", "B", "C", "D")
