@@ -35,7 +35,7 @@ from demur.studies._outcomes import Outcomes
 def hits(base: str, always: str, flagged: str) -> Hits:
     """Return outcomes by prompt, 1 where there is one; every prompt is a group of its own."""
     of = [np.array([letter == "1" for letter in word]) for word in (base, always, flagged)]
-    return Hits(*of, np.arange(len(base)).astype(str))
+    return Hits(of[0], of[1], of[2], np.arange(len(base)).astype(str))
 
 
 def some(base: float, always: float, flagged: float, *, number: int = 400) -> Hits:
