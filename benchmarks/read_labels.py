@@ -9,7 +9,6 @@ them. Replies are those of `benchmarks.responders`, which has to have run with t
     DEMUR_DATA=FOLDER python -m benchmarks.read_labels --model MODEL --read read.jsonl
 """
 
-import argparse
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.arms import Arms, held_out_cases, tell
-from benchmarks.responders import RESULTS, gate_of, responder_lines
+from benchmarks.responders import RESULTS, gate_of, parser_of, responder_lines
 from demur.core import by_name
 from demur.core.errors import DataError
 from demur.core.readings import Array
@@ -130,12 +129,7 @@ def _line(name: str, read: Array, labels: Sequence[Array], group: Array) -> str:
 
 def main() -> None:
     """Write a sheet, or hold labellers against what was read."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="embedded", help="the embedded one, a folder or a file")
-    parser.add_argument("--detector", help="the gate; default: packaged, or fitted for the model")
-    parser.add_argument("--responders", nargs="*", help="default: those of benchmarks.responders")
-    parser.add_argument("--max-tokens", type=int, default=48, help="of a reply")
-    parser.add_argument("--share", type=float, default=1.0, help="of the prompts")
+    parser = parser_of(__doc__)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--sheet", type=Path, help="the file to write")
     what.add_argument("--read", type=Path, help="the file that the reader wrote")

@@ -57,6 +57,17 @@ def gate_of(model: str) -> str:
     return "pretrained" if model == "embedded" else str(fitted_gate(model))
 
 
+def parser_of(description: str | None) -> argparse.ArgumentParser:
+    """Return a command line that says which replies are meant."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--model", default="embedded", help="the embedded one, a folder or a file")
+    parser.add_argument("--detector", help="the gate; default: packaged, or fitted for the model")
+    parser.add_argument("--responders", nargs="*", help="default: all, trained where they are not")
+    parser.add_argument("--max-tokens", type=int, default=48, help="of a reply")
+    parser.add_argument("--share", type=float, default=1.0, help="of the prompts")
+    return parser
+
+
 def _tell(progress: Progress) -> None:
     if progress.done in (1, progress.total):
         tell(f"{progress.stage}: {progress.done} of {progress.total}")
@@ -72,12 +83,7 @@ def by_source(cases: Cases) -> Mapping[str, Sequence[Example]]:
 
 def main() -> None:
     """Run the benchmark and write its results."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="embedded", help="the embedded one, a folder or a file")
-    parser.add_argument("--detector", help="the gate; default: packaged, or fitted for the model")
-    parser.add_argument("--responders", nargs="*", help="default: all, trained where they are not")
-    parser.add_argument("--max-tokens", type=int, default=48, help="of a reply")
-    parser.add_argument("--share", type=float, default=1.0, help="of the prompts")
+    parser = parser_of(__doc__)
     parser.add_argument("--alone", type=int, default=12, help="prompts answered one at a time")
     parser.add_argument("--no-perplexity", action="store_true", help="do not read replies again")
     parser.add_argument("--out", type=Path, default=RESULTS, help="the folder for results")

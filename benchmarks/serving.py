@@ -7,7 +7,7 @@ replies too, and `transformers serve`.
 
     python -m benchmarks.serving [--transformers PATH] [--soak 180] [--rounds 5] [--json]
 
-Takes twenty minutes, and needs a quiet machine and Linux.
+Takes forty minutes, and needs a quiet machine and Linux.
 """
 
 import argparse

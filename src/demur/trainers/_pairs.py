@@ -3,8 +3,30 @@
 from collections.abc import Sequence
 
 from demur.core.errors import DataError
+from demur.modeling.load import LoadedModel
+from demur.trainers._adapter import AdapterTrainer
 from demur.trainers._rows import Said, constant
 from demur.trainers._tuning import Items
+
+
+class PairTrainer(AdapterTrainer):
+    """Trains adapters on pairs; a method says what is made small of them."""
+
+    def require(self, said: Sequence[Said]) -> None:
+        """Refuse examples of which no unsafe prompt has two replies.
+
+        Raises:
+            DataError: None has.
+        """
+        if not pairs(said).unsafe:
+            raise DataError(
+                f"none of {len(said)} examples is an unsafe prompt with a harmful_response or a "
+                "rejected reply: give unsafe prompts with one"
+            )
+
+    def items(self, loaded: LoadedModel, said: Sequence[Said]) -> Items:
+        """Return a pair for each prompt with two replies."""
+        return pairs(said)
 
 
 def pairs(said: Sequence[Said]) -> Items:
@@ -14,16 +36,3 @@ def pairs(said: Sequence[Said]) -> Items:
         [constant(*of.pair()) for of in both if of.is_unsafe],
         [constant(*of.pair()) for of in both if not of.is_unsafe],
     )
-
-
-def require_pairs(said: Sequence[Said]) -> None:
-    """Refuse examples of which no unsafe prompt has two replies.
-
-    Raises:
-        DataError: None has.
-    """
-    if not pairs(said).unsafe:
-        raise DataError(
-            f"none of {len(said)} examples is an unsafe prompt with a harmful_response or a "
-            "rejected reply: give unsafe prompts with one"
-        )

@@ -17,13 +17,11 @@ from typing import get_args
 
 from demur.core.errors import ConfigError
 from demur.core.training import Progress, Run
-from demur.modeling.load import LoadedModel
 from demur.modeling.lora import Adapted
-from demur.trainers._adapter import AdapterTrainer
 from demur.trainers._objectives import LengthNorm, Objective, Preference
-from demur.trainers._pairs import pairs, require_pairs
-from demur.trainers._rows import Rows, Said
-from demur.trainers._tuning import Items, without_gradients
+from demur.trainers._pairs import PairTrainer
+from demur.trainers._rows import Rows
+from demur.trainers._tuning import without_gradients
 
 __all__ = ["DpoTrainer"]
 
@@ -31,7 +29,7 @@ NEEDS = ("peft",)
 
 
 @dataclass
-class DpoTrainer(AdapterTrainer):
+class DpoTrainer(PairTrainer):
     """Learns preferences; a step reads two replies an example."""
 
     beta_chosen: float = 0.1
@@ -51,18 +49,6 @@ class DpoTrainer(AdapterTrainer):
             raise ConfigError(
                 f"log_probs is {self.log_probs!r}: expected one of {get_args(LengthNorm)}"
             )
-
-    def require(self, said: Sequence[Said]) -> None:
-        """Refuse examples of which no unsafe prompt has two replies.
-
-        Raises:
-            DataError: None has.
-        """
-        require_pairs(said)
-
-    def items(self, loaded: LoadedModel, said: Sequence[Said]) -> Items:
-        """Return a pair for each prompt with two replies."""
-        return pairs(said)
 
     def objective(self, adapted: Adapted, steps: Sequence[Sequence[Rows]], run: Run) -> Objective:
         """Return the loss, with the reference's log-probabilities read."""

@@ -13,13 +13,10 @@ from dataclasses import dataclass
 
 from demur.core.errors import ConfigError
 from demur.core.training import Run
-from demur.modeling.load import LoadedModel
 from demur.modeling.lora import Adapted
-from demur.trainers._adapter import AdapterTrainer
 from demur.trainers._objectives import Objective, Unlearning
-from demur.trainers._pairs import pairs, require_pairs
-from demur.trainers._rows import Rows, Said
-from demur.trainers._tuning import Items
+from demur.trainers._pairs import PairTrainer
+from demur.trainers._rows import Rows
 
 __all__ = ["UnlearningTrainer"]
 
@@ -27,7 +24,7 @@ NEEDS = ("peft",)
 
 
 @dataclass
-class UnlearningTrainer(AdapterTrainer):
+class UnlearningTrainer(PairTrainer):
     """Learns one reply of a pair and unlearns the other; a step reads two replies an example."""
 
     weight: float = 0.1
@@ -42,18 +39,6 @@ class UnlearningTrainer(AdapterTrainer):
             raise ConfigError(f"weight is {self.weight}: expected 0 or more")
         if not self.limit > 0:
             raise ConfigError(f"limit is {self.limit}: expected more than 0")
-
-    def require(self, said: Sequence[Said]) -> None:
-        """Refuse examples of which no unsafe prompt has two replies.
-
-        Raises:
-            DataError: None has.
-        """
-        require_pairs(said)
-
-    def items(self, loaded: LoadedModel, said: Sequence[Said]) -> Items:
-        """Return a pair for each prompt with two replies."""
-        return pairs(said)
 
     def objective(self, adapted: Adapted, steps: Sequence[Sequence[Rows]], run: Run) -> Objective:
         """Return the loss."""
