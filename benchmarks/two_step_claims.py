@@ -83,7 +83,7 @@ def safety_of(of: Hits, kind: Kind) -> dict[str, Any]:
 
     def kept(rows: Array) -> float | None:
         gain = -float(lost_always[rows].mean())
-        return -float(lost_routed[rows].mean()) / gain if gain > 0 else None
+        return (0 - float(lost_routed[rows].mean())) / gain if gain > 0 else None
 
     def over_bound(rows: Array) -> float:
         bound = OF_THE_GAIN * float(of.flagged[rows].mean()) * -float(lost_always[rows].mean())
@@ -283,4 +283,4 @@ def _difference(arm: Array, base: Array) -> Array:
 
 def _negated(found: Found) -> Found:
     value, (low, high) = found
-    return -value, (-high, -low)
+    return 0 - value, (0 - high, 0 - low)

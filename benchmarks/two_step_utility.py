@@ -27,7 +27,8 @@ from demur.guard.kept_replies import digest_of, key_of
 from demur.guard.responding import load_responder
 from demur.modeling.gguf import cache_folder
 
-NUM_QUESTIONS, NUM_REPLIES = 250, 100
+NUM_QUESTIONS, NUM_REPLIES = 300, 100
+"""Of a set; 299 without a difference are the fewest that show two arms to be the same."""
 OWN_REPLIES = "own replies"
 OVER_CHANCE = 0.10
 """By which the model is right more often than chance, or an exam says nothing."""
@@ -58,6 +59,9 @@ class Equivalence:
 def equivalence(difference: Array, group: Array, *, margin: float = MARGIN) -> Equivalence:
     """Test whether a mean difference is within a margin.
 
+    Where no row differs there is no variance to go by. Then p is the chance of that if a share of
+    groups as large as the margin differed: (1 - margin) to the power of their number.
+
     Args:
         difference: Paired, [row].
         group: [row]; the variance is that between groups; of one group nothing can be said.
@@ -72,7 +76,9 @@ def equivalence(difference: Array, group: Array, *, margin: float = MARGIN) -> E
     variance = (freedom + 1) / freedom * float((sums_of_groups**2).sum())
     error = float(np.sqrt(variance)) / number
     if error == 0:
-        return Equivalence(mean, mean, mean, 0.0 if abs(mean) < margin else 1.0)
+        chance = (1 - margin) ** (freedom + 1) if abs(mean) < margin else 1.0
+        unseen = 1 - LEVEL ** (1 / (freedom + 1))
+        return Equivalence(mean, mean - unseen, mean + unseen, chance)
     reach = float(student.ppf(1 - LEVEL, freedom)) * error
     p = max(
         float(student.sf((mean + margin) / error, freedom)),
