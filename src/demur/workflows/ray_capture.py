@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
@@ -21,6 +22,7 @@ from ray.exceptions import RayError
 from demur.core.errors import ConfigError, DataError, DemurError, ModelMismatchError
 from demur.core.protocols import whole
 from demur.core.types import Dtype, ModelId
+from demur.modeling.fast_capture import FastCapture
 from demur.modeling.load import load
 from demur.workflows.capture import Capturer, ShardParts, ShardTask
 from demur.workflows.readings_store import as_bytes, readings_of
@@ -28,6 +30,7 @@ from demur.workflows.readings_store import as_bytes, readings_of
 LOCAL = "local"
 OBJECT_STORE_BYTES = 500_000_000
 """Of a local cluster: shards on their way; what does not fit goes to disk."""
+GO_ON = "What was read is kept: capture again"
 MAX_RESTARTS = 8
 """Of a worker: one that dies so often is not unlucky, its memory is too small."""
 
@@ -62,8 +65,8 @@ class RayWorkers:
         """Read shards on the workers, and yield them as they come.
 
         Raises:
-            DataError: A worker could not read a shard, or died too often.
-            ModelMismatchError: A worker finds another model under the name.
+            DataError: A worker could not read a shard, found another model under the name, or
+                died too often.
         """
         with self._connected():
             in_store = ray.put(task)  # held until the end: restarted workers fetch it again
@@ -83,10 +86,13 @@ class RayWorkers:
             try:
                 for row in shards.iter_rows():
                     shard = int(row["shard"])
+                    if row["error"]:
+                        raise DataError(f"a worker failed: {row['error']}. {GO_ON}")
                     count = len(task.plan.rows[shard])
                     yield shard, np.arange(count), readings_of(task.reads, row["content"])
             except RayError as error:
-                raise _own_error(error) from error
+                last = (str(error).strip() or type(error).__name__).splitlines()[-1]
+                raise DataError(f"a worker failed: {last}. {GO_ON}") from error
 
     @contextmanager
     def _connected(self) -> Iterator[None]:
@@ -107,7 +113,9 @@ class RayWorkers:
             try:
                 ray.init(address=self.address, **quiet)
             except ConnectionError as error:
-                raise ConfigError(f"there is no Ray cluster at {self.address!r}: {error}") from error
+                raise ConfigError(
+                    f"there is no Ray cluster at {self.address!r}: {error}"
+                ) from error
         context = DataContext.get_current()
         context.enable_progress_bars = False
         try:
@@ -120,17 +128,26 @@ class ShardWorker:
     """Holds the model in a process of a cluster, and reads shards."""
 
     def __init__(self, *, workers: RayWorkers, task: Any) -> None:
-        torch.set_num_threads(workers.num_threads)
+        self._workers = workers
         self._task = cast(ShardTask, ray.get(task))
-        loaded = load(workers.source, dtype=workers.dtype)
+
+    @cached_property
+    def _fast(self) -> FastCapture:
+        """The model, loaded for the first shard: in a constructor an error is but a death."""
+        torch.set_num_threads(self._workers.num_threads)
+        loaded = load(self._workers.source, dtype=self._workers.dtype)
         _require_same(loaded.model_id, self._task.model_id)
-        self._fast = Capturer(loaded).reader(self._task.reads, self._task.prompts)
+        return Capturer(loaded).reader(self._task.reads, self._task.prompts)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Read the one shard of a batch, and return its file's content."""
+        """Read the one shard of a batch, and return its file's content, or what went wrong."""
         shard = int(batch["shard"][0])
-        readings = whole(self._fast.read(self._task.prompts_of(shard)))
-        return {"shard": [shard], "content": [as_bytes(self._task.reads, readings)]}
+        try:
+            readings = whole(self._fast.read(self._task.prompts_of(shard)))
+            content, problem = as_bytes(self._task.reads, readings), ""
+        except DemurError as error:  # as data: Ray hands on an exception's text, not its type
+            content, problem = b"", str(error)
+        return {"shard": [shard], "content": [content], "error": [problem]}
 
 
 def _require_same(found: ModelId, expected: ModelId) -> None:
@@ -142,14 +159,3 @@ def _require_same(found: ModelId, expected: ModelId) -> None:
 
 def _remote_args() -> dict[str, Any]:
     return {"max_restarts": MAX_RESTARTS, "max_task_retries": MAX_RESTARTS}
-
-
-def _own_error(error: BaseException) -> DemurError:
-    """Return demur's own error that a worker met, or one that says what Ray says."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, DemurError):
-            return cause
-        cause = getattr(cause, "cause", None) or cause.__cause__
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return DataError(f"a worker failed: {lines[-1]}. What was read is kept: capture again")
