@@ -1,6 +1,5 @@
-"""The example of Ray Serve: a second replica comes under load, and both answer as one server does."""
+"""The example of Ray Serve: a second replica comes under load, and both answer alike."""
 
-import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,14 +8,13 @@ from pathlib import Path
 import httpx
 import pytest
 
-from demur.core.errors import ModelMismatchError
 from tests.model_folder import MARKER, Workplace
 from tests.servers import free_port, settings_of
 
 ray = pytest.importorskip("ray", exc_type=ImportError)
 serve = pytest.importorskip("ray.serve", exc_type=ImportError)
 
-from examples.ray_serve import GuardedModel, guarded_model  # noqa: E402
+from examples.ray_serve import guarded_model  # noqa: E402
 
 pytestmark = [
     pytest.mark.ray,
@@ -28,6 +26,8 @@ pytestmark = [
 ]
 
 WITHIN_S = 90.0
+MODEL = "guarded"
+"""What clients call it."""
 
 
 @pytest.fixture
@@ -57,8 +57,17 @@ def num_running() -> int:
 
 
 def ask(url: str, text: str) -> httpx.Response:
-    body = {"messages": [{"role": "user", "content": text}], "max_tokens": 24, "temperature": 0}
+    messages = [{"role": "user", "content": text}]
+    body = {"model": MODEL, "messages": messages, "max_tokens": 24, "temperature": 0}
     return httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60)
+
+
+def num_logged(folder: Path) -> list[int]:
+    """Return how many requests each replica has logged."""
+    return [
+        sum('"route"' in line for line in path.read_text().splitlines())
+        for path in folder.glob("audit-*.jsonl")
+    ]
 
 
 def test_load_brings_a_second_replica_and_both_answer_alike(
@@ -66,6 +75,7 @@ def test_load_brings_a_second_replica_and_both_answer_alike(
 ) -> None:
     settings = settings_of(
         model=str(workplace.model_path),
+        model_name=MODEL,
         dtype="float32",
         detectors=(str(workplace.artifact_path),),
         audit={"path": str(tmp_path / "audit.jsonl")},
@@ -76,23 +86,20 @@ def test_load_brings_a_second_replica_and_both_answer_alike(
     assert num_running() == 1
     texts = ["the old river ran", f"the {MARKER} river ran"]
     answers: dict[str, set[tuple[str, str]]] = {text: set() for text in texts}
+    asked = texts * 12
     num_answers = 0
     started = time.monotonic()
     with ThreadPoolExecutor(12) as clients:
-        while num_running() < 2 or len(list(tmp_path.iterdir())) < 2:
+        while len(num_logged(tmp_path)) < 2 or not all(num_logged(tmp_path)):
             assert time.monotonic() - started < WITHIN_S, "no second replica"
-            for text, answer in zip(texts * 12, clients.map(ask, [cluster] * 24, texts * 12)):
+            found = list(clients.map(ask, [cluster] * len(asked), asked))
+            num_answers += len(found)
+            for text, answer in zip(asked, found, strict=True):
                 assert answer.status_code == 200, answer.text
                 content = answer.json()["choices"][0]["message"]["content"]
                 answers[text].add((answer.headers["x-demur-route"], content))
-                num_answers += 1
     safe, unsafe = (answers[text] for text in texts)
     assert [route for route, _ in safe] == ["pass"]
     assert [route for route, _ in unsafe] == ["fixed_reply"]
-    logs = [path for path in tmp_path.iterdir() if path.suffix == ".jsonl"]
-    counts = [sum('"route"' in line for line in path.open()) for path in logs]
-    assert len(counts) == 2
-    assert min(counts) > 0
-    assert sum(counts) == num_answers
-
-
+    assert num_running() == 2
+    assert sum(num_logged(tmp_path)) == num_answers
