@@ -9,7 +9,7 @@ from rich.markup import escape
 
 from demur.cli import _options as options
 from demur.cli._session import capture_progress, load_engine, numbers, stderr
-from demur.core.errors import MissingPackageError
+from demur.core.errors import ConfigError, MissingPackageError
 from demur.core.reads import CaptureSpec
 from demur.core.registry import import_named
 from demur.core.templates import find
@@ -17,6 +17,22 @@ from demur.datasets import jsonl
 from demur.workflows.capture import Capturer
 
 app = typer.Typer(add_completion=False)
+
+Engine = Annotated[
+    str,
+    typer.Option(
+        "--engine", help="transformers, or llamacpp: the final norm of an F16 or BF16 .gguf file."
+    ),
+]
+Ray = Annotated[
+    str | None,
+    typer.Option("--ray", help="Read on a Ray cluster: its address, or local for one here."),
+]
+Workers = Annotated[int, typer.Option("--workers", min=1, help="With --ray, how many.")]
+Threads = Annotated[int, typer.Option("--threads", min=1, help="Of each of them, or llamacpp's.")]
+
+PACKAGES = {"llamacpp": "xllamacpp", "ray": "ray"}
+"""What extras install, under the name that is imported."""
 
 
 @app.command()
@@ -47,12 +63,10 @@ def capture(
     ] = None,
     model: options.Model = "embedded",
     dtype: options.Dtype = "auto",
-    ray: Annotated[
-        str | None,
-        typer.Option("--ray", help="Read on a Ray cluster: its address, or local for one here."),
-    ] = None,
-    workers: Annotated[int, typer.Option("--workers", min=1, help="With --ray, how many.")] = 1,
-    threads: Annotated[int, typer.Option("--threads", min=1, help="Of each of them.")] = 1,
+    reads_with: Engine = "transformers",
+    ray: Ray = None,
+    workers: Workers = 1,
+    threads: Threads = 1,
 ) -> None:
     """Capture hidden states into safetensors shards; interrupted, it goes on where it stopped.
 
@@ -64,21 +78,26 @@ def capture(
 
     Example: demur capture --input prompts.jsonl --layers 9,13,17 --out states
 
-    Example: demur capture --input prompts.jsonl --layers 9 --out states --ray local --workers 2
+    Example: demur capture --input prompts.jsonl --out states --ray local --workers 2
     """
-    require_ray(ray)
+    _require_possible(reads_with, ray)
     examples = jsonl.load(input_path)
     over = "none" if positions == "last" else pool
     spec = CaptureSpec(numbers(layers), positions=positions, site=site, pool=over)  # type: ignore[arg-type]
     if wrapper is not None:
         find(wrapper).require_question()
     engine = load_engine(model, dtype)
-    read_shards = None
-    if ray is not None:
+    loaded, read_shards = engine.loaded, None
+    if reads_with == "llamacpp":
+        read_shards = import_named("demur.workflows.llamacpp_capture").LlamaCppReader(
+            Path(model), num_threads=threads
+        )
+        loaded = read_shards.identified(loaded)
+    elif ray is not None:
         makes = import_named("demur.workflows.ray_capture").RayWorkers
-        on_gpu = int(engine.loaded.device.type == "cuda")
+        on_gpu = int(loaded.device.type == "cuda")
         read_shards = makes(model, ray, workers, threads, num_gpus=on_gpu, dtype=dtype)
-    capturer = Capturer(engine.loaded, root=out, wrapper=wrapper, read_shards=read_shards)
+    capturer = Capturer(loaded, root=out, wrapper=wrapper, read_shards=read_shards)
     with capture_progress() as report:
         folder = capturer.capture([example.chat for example in examples], [spec], report=report)
     folder.write_rows([example.id for example in examples])
@@ -86,11 +105,18 @@ def capture(
     print(folder.path)
 
 
-def require_ray(address: str | None) -> None:
-    """Refuse to go on without Ray, where it is asked for.
+def _require_possible(engine: str, ray: str | None) -> None:
+    """Refuse engines that do not exist, and what is not installed.
 
     Raises:
-        MissingPackageError: It is not installed.
+        ConfigError: There is no such engine, or it does not read on a cluster.
+        MissingPackageError: A package is not installed.
     """
-    if address is not None and find_spec("ray") is None:
-        raise MissingPackageError("--ray needs ray: pip install 'demur[ray]'")
+    if engine not in ("transformers", "llamacpp"):
+        raise ConfigError(f"--engine is {engine!r}: expected transformers or llamacpp")
+    if engine == "llamacpp" and ray is not None:
+        raise ConfigError("--ray reads with transformers: leave --engine llamacpp out")
+    needed = ["ray"] * (ray is not None) + ["llamacpp"] * (engine == "llamacpp")
+    for extra in needed:
+        if find_spec(PACKAGES[extra]) is None:
+            raise MissingPackageError(f"{PACKAGES[extra]} is missing: pip install 'demur[{extra}]'")
