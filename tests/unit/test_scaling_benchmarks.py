@@ -40,7 +40,7 @@ def test_the_exponent_of_a_power_law_is_found(power: float) -> None:
 
 def test_each_round_runs_every_arm_once_and_orders_differ() -> None:
     called: list[str] = []
-    arms = {name: lambda name=name: called.append(name) for name in "abc"}  # type: ignore[misc]
+    arms = {name: lambda name=name: called.append(name) for name in "abc"}
     seconds = alternate(arms, rounds=8, warm_ups=0)
     rounds = ["".join(called[start : start + 3]) for start in range(0, 24, 3)]
     assert all(sorted(one) == ["a", "b", "c"] for one in rounds)
@@ -94,14 +94,18 @@ def test_each_question_gives_a_row_a_size(question: str) -> None:
     assert all(row["guard_s"]["median"] > 0 for row in found["rows"])
 
 
-def row(own: float, extra: float) -> dict[str, Any]:
+def row(own: float, extra: float, noise_s: float = 0.01) -> dict[str, Any]:
     of_it = {
         "added_s": {"median": 1.0},
         "own_time_of_it": {"interval": (0.0, own)},
         "extra_of_it": {"interval": (-0.1, extra)},
         "flops_of_it": 1e-6,
     }
-    return {"guard_models": {"small": of_it, "large": {**of_it, "added_s": {"median": 2.0}}}}
+    large = {**of_it, "added_s": {"median": 2.0}}
+    return {
+        "guard_models": {"small": of_it, "large": large},
+        "control_s": {"interval": (-noise_s, noise_s)},
+    }
 
 
 def test_the_claim_is_held_against_the_upper_end_for_the_cheapest_guard_model() -> None:
@@ -112,3 +116,8 @@ def test_the_claim_is_held_against_the_upper_end_for_the_cheapest_guard_model() 
         "by_the_clock": False,
         "by_operations": True,
     }
+
+
+def test_noise_over_the_claim_leaves_the_clock_undecided() -> None:
+    (found,) = against.claim({"1B": row(0.01, -0.1, noise_s=0.03)})["served"].values()
+    assert found["by_the_clock"] is None

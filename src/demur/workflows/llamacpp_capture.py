@@ -13,8 +13,8 @@ import numpy as np
 import xllamacpp
 
 from demur.core.errors import CapabilityError, DataError
-from demur.core.readings import Array, Readings
-from demur.core.reads import CaptureSpec
+from demur.core.readings import Array, Readings, Values
+from demur.core.reads import CaptureSpec, Read
 from demur.core.types import Prompt
 from demur.modeling.gguf_float import float_format
 from demur.modeling.load import LoadedModel
@@ -57,8 +57,8 @@ class LlamaCppReader:
         for shard in task.shards:
             prompts = task.prompts_of(shard)
             states = np.stack([_last_state(server, prompt) for prompt in prompts])[:, None]
-            values = dict.fromkeys(task.reads, states)  # [prompt, 1, d_model]
-            yield shard, np.arange(len(prompts)), Readings({**values})
+            values: dict[Read, Values] = {read: states for read in task.reads}
+            yield shard, np.arange(len(prompts)), Readings(values)  # [prompt, 1, d_model]
 
     def _server(self, num_tokens: int) -> xllamacpp.Server:
         params = xllamacpp.CommonParams()
