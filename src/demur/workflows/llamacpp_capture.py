@@ -57,7 +57,7 @@ class LlamaCppReader:
         for shard in task.shards:
             prompts = task.prompts_of(shard)
             states = np.stack([_last_state(server, prompt) for prompt in prompts])[:, None]
-            values: dict[Read, Values] = {read: states for read in task.reads}
+            values: dict[Read, Values] = dict.fromkeys(task.reads, states)
             yield shard, np.arange(len(prompts)), Readings(values)  # [prompt, 1, d_model]
 
     def _server(self, num_tokens: int) -> xllamacpp.Server:
