@@ -14,10 +14,10 @@ demo: $(READY)
 serve: $(READY)
 	$(BIN)/demur serve
 
+# COVERAGE is empty but in CI: counting lines takes half as much time again.
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal \
-		-m "not slow and not gpu and not vllm and not browser and not recipes and not ray and not llamacpp" \
-		--cov --cov-report=term:skip-covered
+		-m "not slow and not gpu and not vllm and not browser and not recipes and not ray and not llamacpp" $(COVERAGE)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m "slow and not recipes and not ray and not llamacpp"

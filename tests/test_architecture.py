@@ -46,7 +46,8 @@ class Module:
 
     name: str
     path: Path
-    tree: ast.Module
+    nodes: tuple[ast.AST, ...]
+    """Of its syntax tree, all of them."""
     num_lines: int
 
     @property
@@ -56,7 +57,7 @@ class Module:
 
     def functions(self) -> Iterator[Function]:
         """Yield all functions and methods."""
-        return (node for node in ast.walk(self.tree) if isinstance(node, Function))
+        return (node for node in self.nodes if isinstance(node, Function))
 
 
 @cache
@@ -67,25 +68,27 @@ def modules() -> dict[str, Module]:
         parts = path.relative_to(SOURCE.parent).with_suffix("").parts
         name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
         source = path.read_text(encoding="utf-8")
-        found[name] = Module(name, path, ast.parse(source), len(source.splitlines()))
+        nodes = tuple(ast.walk(ast.parse(source)))
+        found[name] = Module(name, path, nodes, len(source.splitlines()))
     return found
 
 
+@cache
 def imports_of(module: Module) -> set[str]:
     """Return demur's own modules that a module imports, by name too."""
     found: set[str] = set()
-    for node in ast.walk(module.tree):
+    for node in module.nodes:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             within = {f"{node.module}.{alias.name}" for alias in node.names}
-            submodules = within & set(modules())
+            submodules = within & modules().keys()
             found |= submodules
             if len(submodules) < len(within):
                 found.add(node.module)
         elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "import_named":
             found |= {a.value for a in node.args if isinstance(a, ast.Constant)}  # type: ignore[misc]
-    return found & set(modules()) - {module.name}
+    return (found & modules().keys()) - {module.name}
 
 
 def layer_of(folder: str) -> int:
@@ -169,7 +172,7 @@ def test_only_the_registry_imports_by_name() -> None:
     importers = {
         module.name
         for module in modules().values()
-        for node in ast.walk(module.tree)
+        for node in module.nodes
         if (isinstance(node, ast.Attribute) and node.attr == "import_module")
         or (isinstance(node, ast.Name) and node.id in ("__import__", "import_module"))
     }
@@ -180,7 +183,7 @@ def test_no_import_is_relative() -> None:
     wrong = [
         f"{module.name}, line {node.lineno}"
         for module in modules().values()
-        for node in ast.walk(module.tree)
+        for node in module.nodes
         if isinstance(node, ast.ImportFrom) and node.level
     ]
     assert wrong == []
@@ -224,7 +227,7 @@ def test_only_the_command_line_prints() -> None:
     printing = {
         module.folder
         for module in modules().values()
-        for node in ast.walk(module.tree)
+        for node in module.nodes
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print"
     }
     assert printing <= {"cli"}

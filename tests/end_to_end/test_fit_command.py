@@ -304,14 +304,25 @@ def test_a_parameter_that_the_method_does_not_take_is_refused(
 
 
 @pytest.mark.parametrize(
-    "method",
-    ["layer_vote", "layered_prototypes", "mlp", "nearest_neighbours", "token_transformer", "tfidf"],
+    ("method", "parameters"),
+    [
+        ("layer_vote", ()),
+        ("layered_prototypes", ()),
+        ("mlp", ()),
+        ("nearest_neighbours", ()),
+        ("token_transformer", ("-p", "d_hidden=16")),
+        ("tfidf", ()),
+    ],
 )
 def test_every_sort_of_detector_is_fitted_and_checks_prompts(
-    demur: CommandLine, workplace: Workplace, tmp_path: Path, method: str
+    demur: CommandLine,
+    workplace: Workplace,
+    tmp_path: Path,
+    method: str,
+    parameters: tuple[str, ...],
 ) -> None:
     out = tmp_path / "out"
-    data = ("--data", workplace.labelled_path, "--detector", method)
+    data = ("--data", workplace.labelled_path, "--detector", method, *parameters)
     outcome = demur("fit", *data, *workplace.model, *FPR, "--out", out)
     assert outcome.exit_code == 0, outcome.stderr
     assert manifest_of(out)["provenance"]["metrics"]["val_auroc"] > 0.9
