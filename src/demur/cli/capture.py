@@ -14,7 +14,8 @@ from demur.core.reads import CaptureSpec
 from demur.core.registry import import_named
 from demur.core.templates import find
 from demur.datasets import jsonl
-from demur.workflows.capture import Capturer
+from demur.modeling.load import LoadedModel
+from demur.workflows.capture import Capturer, ReadShards
 
 app = typer.Typer(add_completion=False)
 
@@ -89,20 +90,32 @@ def capture(
     engine = load_engine(model, dtype)
     loaded, read_shards = engine.loaded, None
     if reads_with == "llamacpp":
-        read_shards = import_named("demur.workflows.llamacpp_capture").LlamaCppReader(
-            Path(model), num_threads=threads
-        )
-        loaded = read_shards.identified(loaded)
+        loaded, read_shards = _with_llamacpp(loaded, model, threads)
     elif ray is not None:
-        makes = import_named("demur.workflows.ray_capture").RayWorkers
-        on_gpu = int(loaded.device.type == "cuda")
-        read_shards = makes(model, ray, workers, threads, num_gpus=on_gpu, dtype=dtype)
+        read_shards = _on_ray(loaded, model, ray, workers, threads, dtype)
     capturer = Capturer(loaded, root=out, wrapper=wrapper, read_shards=read_shards)
     with capture_progress() as report:
         folder = capturer.capture([example.chat for example in examples], [spec], report=report)
     folder.write_rows([example.id for example in examples])
     stderr.print(f"{len(examples)} prompts in", escape(str(folder.path)))
     print(folder.path)
+
+
+def _with_llamacpp(loaded: LoadedModel, model: str, threads: int) -> tuple[LoadedModel, ReadShards]:
+    module = import_named("demur.workflows.llamacpp_capture")
+    reader = module.LlamaCppReader(Path(model), num_threads=threads)
+    return reader.identified(loaded), reader
+
+
+def _on_ray(
+    loaded: LoadedModel, model: str, address: str, workers: int, threads: int, dtype: str
+) -> ReadShards:
+    module = import_named("demur.workflows.ray_capture")
+    num_gpus = int(loaded.device.type == "cuda")
+    reads: ReadShards = module.RayWorkers(
+        model, address, workers, threads, num_gpus=num_gpus, dtype=dtype
+    )
+    return reads
 
 
 def _require_possible(engine: str, ray: str | None) -> None:
