@@ -19,6 +19,14 @@ from demur.workflows.capture import Capturer, ReadShards
 
 app = typer.Typer(add_completion=False)
 
+Layers = Annotated[
+    str, typer.Option("--layers", help="Decoder blocks from 0, such as 9,13,17; -1 is the last.")
+]
+Positions = Annotated[str, typer.Option("--positions", help="last, user, users or all.")]
+Pool = Annotated[
+    str,
+    typer.Option("--pool", help="Over positions: mean, max, or none for every token's state."),
+]
 Engine = Annotated[
     str,
     typer.Option(
@@ -43,18 +51,9 @@ def capture(
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder; a set of prompts has its own in it.")],
     *,
-    layers: Annotated[
-        str,
-        typer.Option("--layers", help="Decoder blocks from 0, such as 9,13,17; -1 is the last."),
-    ] = "-1",
-    positions: Annotated[
-        str,
-        typer.Option("--positions", help="last, user, users or all."),
-    ] = "last",
-    pool: Annotated[
-        str,
-        typer.Option("--pool", help="Over positions: mean, max, or none for every token's state."),
-    ] = "mean",
+    layers: Layers = "-1",
+    positions: Positions = "last",
+    pool: Pool = "mean",
     site: Annotated[
         str, typer.Option("--site", help="block_out, final_norm, attn_out or mlp_out.")
     ] = "block_out",
@@ -92,7 +91,7 @@ def capture(
     if reads_with == "llamacpp":
         loaded, read_shards = _with_llamacpp(loaded, model, threads)
     elif ray is not None:
-        read_shards = _on_ray(loaded, model, ray, workers, threads, dtype)
+        read_shards = _on_ray(loaded, model, ray, workers=workers, threads=threads, dtype=dtype)
     capturer = Capturer(loaded, root=out, wrapper=wrapper, read_shards=read_shards)
     with capture_progress() as report:
         folder = capturer.capture([example.chat for example in examples], [spec], report=report)
@@ -108,7 +107,7 @@ def _with_llamacpp(loaded: LoadedModel, model: str, threads: int) -> tuple[Loade
 
 
 def _on_ray(
-    loaded: LoadedModel, model: str, address: str, workers: int, threads: int, dtype: str
+    loaded: LoadedModel, model: str, address: str, *, workers: int, threads: int, dtype: str
 ) -> ReadShards:
     module = import_named("demur.workflows.ray_capture")
     num_gpus = int(loaded.device.type == "cuda")
