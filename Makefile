@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 RECIPES := .venv-recipes
 GARAK := .venv-garak
 
-.PHONY: demo serve test test-slow test-gpu test-recipes lint types docs bench bench-serving bench-detection format clean
+.PHONY: demo serve test test-slow test-gpu test-ray test-llamacpp test-recipes lint types docs bench bench-serving bench-detection format clean
 
 demo: $(READY)
 	$(BIN)/demur demo
@@ -17,13 +17,22 @@ serve: $(READY)
 # COVERAGE is empty but in CI: counting lines takes half as much time again.
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal \
-		-m "not slow and not gpu and not vllm and not browser and not recipes" $(COVERAGE)
+		-m "not slow and not gpu and not vllm and not browser and not recipes and not ray and not llamacpp" $(COVERAGE)
 
 test-slow: $(READY)
-	$(BIN)/python -m pytest -m "slow and not recipes"
+	$(BIN)/python -m pytest -m "slow and not recipes and not ray and not llamacpp"
 
 test-gpu: $(READY)
 	$(BIN)/python -m pytest -m "gpu"
+
+# Ray's workers and its server, on this machine: a cluster of two processors.
+test-ray: $(READY)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[ray]"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m ray tests/unit/test_ray_capture.py tests/end_to_end/test_ray_serve.py
+
+test-llamacpp: $(READY)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[llamacpp]"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m llamacpp tests/unit/test_llamacpp_capture.py
 
 # docs/recipes.md with the clients themselves. They want other versions than demur's own environment has,
 # and garak others than the rest.

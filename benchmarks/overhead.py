@@ -10,14 +10,13 @@ bootstrap's.
 
 import argparse
 import json
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from benchmarks.alternating import alternate, median_interval
 from benchmarks.machine import describe_machine
 from demur.core.types import Chat, Prompt, Sampling
 from demur.engines.transformers import TransformersEngine
@@ -27,8 +26,6 @@ from demur.guard.exchange import plain_replies
 RESULTS = Path(__file__).parent / "results" / "overhead.json"
 WORDS = ("the", "river", "ran", "past", "an", "old", "mill", "where", "a", "heron", "stood")
 ONE_TOKEN = Sampling(max_tokens=1)
-
-Arm = Callable[[], float]
 
 
 def chat_of_length(engine: TransformersEngine, num_tokens: int) -> Chat:
@@ -53,25 +50,6 @@ def generate(engine: TransformersEngine, prompt: Prompt) -> None:
     )
 
 
-def timed(call: Callable[[], object]) -> Arm:
-    """Return a function that says how many seconds a call takes."""
-
-    def arm() -> float:
-        started = time.perf_counter()
-        call()
-        return time.perf_counter() - started
-
-    return arm
-
-
-def median_interval(ratios: np.ndarray, *, seed: int = 0) -> tuple[float, float]:
-    """Return the 95% bootstrap interval of the median."""
-    generator = np.random.default_rng(seed)
-    draws = generator.choice(ratios, size=(4000, len(ratios)))
-    low, high = np.quantile(np.median(draws, axis=1), [0.025, 0.975])
-    return float(low), float(high)
-
-
 def measure(
     engine: TransformersEngine, guard: Guard, *, num_tokens: int, rounds: int
 ) -> dict[str, Any]:
@@ -90,22 +68,13 @@ def measure(
         list(plain_replies(engine, [chat], ONE_TOKEN))
 
     arms = {
-        "guarded": timed(guarded),
-        "unguarded": timed(plain),
-        "unguarded_again": timed(plain),
-        "generate": timed(lambda: generate(engine, engine.render(chat))),
+        "guarded": guarded,
+        "unguarded": plain,
+        "unguarded_again": plain,
+        "generate": lambda: generate(engine, engine.render(chat)),
     }
-    for arm in arms.values():
-        arm()
-        arm()
-    guard_s.clear()
-    prefill_s.clear()
-    generator = np.random.default_rng(num_tokens)
-    seconds: dict[str, list[float]] = {name: [] for name in arms}
-    for _ in range(rounds):
-        for name in generator.permutation(list(arms)):
-            seconds[name].append(arms[name]())
-    times = {name: np.array(values) for name, values in seconds.items()}
+    times = alternate(arms, rounds=rounds, seed=num_tokens, warm_ups=2)
+    guard_s, prefill_s = guard_s[-rounds:], prefill_s[-rounds:]  # without those of warming up
     baseline = min(("unguarded", "generate"), key=lambda name: float(np.median(times[name])))
     ratios = times["guarded"] / times[baseline]
     control = times["unguarded_again"] / times["unguarded"]

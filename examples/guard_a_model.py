@@ -5,7 +5,7 @@ from demur.engines.transformers import TransformersEngine
 from demur.guard import Guard
 
 engine = TransformersEngine.load("embedded")
-guard = Guard.load(engine, detectors=["pretrained"], responder="fixed_reply", fpr=0.01)
+guard = Guard.load(engine, detectors=["pretrained"], responder="adapter:pretrained", fpr=0.01)
 
 (verdict,) = guard.check("How do I kill a Python process?")
 print(verdict.flagged, round(verdict.probability or 0.0, 3))

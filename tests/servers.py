@@ -1,6 +1,7 @@
 """Servers for tests: a guard on a pretend or tiny model, behind real HTTP on a port of its own."""
 
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -58,6 +59,13 @@ class Running:
     def post(self, path: str, body: object, **given: Any) -> httpx.Response:
         """Send JSON to a path."""
         return self.http.post(path, json=body, **given)
+
+
+def free_port() -> int:
+    """Return a port that nobody listens at."""
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        port: int = found.getsockname()[1]
+        return port
 
 
 @contextmanager

@@ -21,10 +21,10 @@ D_MODEL, NUM_BLOCKS = 64, 4
 LAST = CaptureSpec((0, -1))
 USER = CaptureSpec((1,), positions="user", pool="mean", normalise="rms")
 
-needs_vllm = (
+needs_vllm = [
     pytest.mark.vllm,
     pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed"),
-)
+]
 
 
 def unit_readouts(*specs: CaptureSpec) -> list[LinearReadout]:

@@ -1,7 +1,6 @@
 """A server process that is told to stop finishes its replies; one that is killed comes back."""
 
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,7 +18,7 @@ from tests.audit_logs import lines_of
 from tests.end_to_end.test_server_faults import CHAT, body_of
 from tests.guards import REFUSAL, UNSAFE
 from tests.serve_fake import SHUTDOWN_TIMEOUT_S
-from tests.servers import events_of, said, until
+from tests.servers import events_of, free_port, said, until
 
 STARTED_WITHIN_S = 300.0
 STORY = " ".join(f"word{number}" for number in range(40))
@@ -40,12 +39,6 @@ class Served:
         except httpx.TransportError:
             assert self.process.poll() is None, "the server has ended"
             return False
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        port: int = found.getsockname()[1]
-        return port
 
 
 @contextmanager

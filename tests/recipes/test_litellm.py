@@ -2,10 +2,8 @@
 
 import json
 import shutil
-import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import httpx
@@ -24,7 +22,7 @@ from tests.recipes.places import (
     shell,
     variables,
 )
-from tests.servers import Running, events_of, said, until
+from tests.servers import Running, events_of, free_port, said, until
 
 pytestmark = pytest.mark.recipes
 
@@ -87,14 +85,6 @@ def proxy(
     finally:
         running.terminate()
         running.wait(STARTED_WITHIN_S)
-
-
-def free_port() -> int:
-    """Return a port that nobody listens at."""
-    with closing(socket.socket()) as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
 
 
 def is_alive(url: str) -> bool:

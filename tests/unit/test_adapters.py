@@ -197,7 +197,7 @@ def test_a_line_names_folder_and_scale(folder: LoraFolder) -> None:
     for line, scale in (("", 1.0), ("@0.5", 0.5), (",scale=-2", -2.0)):
         responder = load_responder(f"adapter:{folder.folder}{line}", tiny().model_id)
         assert responder.respond(CHAT, ()) == UseAdapter(folder.ref, scale)
-    with pytest.raises(ConfigError, match="demur train adapter"):
+    with pytest.raises(ConfigError, match="demur train sft"):
         load_responder("adapter", tiny().model_id)
     with pytest.raises(ConfigError, match="expected a finite number"):
         load_responder(f"adapter:{folder.folder}@inf", tiny().model_id)

@@ -1,6 +1,6 @@
 """What runs inside vLLM: scores as transformers has them, in every way that a prompt is read."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,14 +28,14 @@ def plain() -> TransformersEngine:
 
 
 @pytest.fixture(scope="module")
-def tight() -> Iterator[Any]:
+def tight() -> Any:
     """An engine that reads prompts in chunks of 32 tokens, and has cache for few of them."""
-    yield make(
+    return make(
         max_batch=6,
         max_num_batched_tokens=32,
         enable_chunked_prefill=True,
-        num_gpu_blocks_override=40,
-        block_size=16,
+        num_gpu_blocks_override=20,
+        block_size=32,
     )
 
 
@@ -86,7 +86,7 @@ def test_states_are_the_same_in_chunks(plain: TransformersEngine, tight: Any) ->
 
 def test_prompts_that_were_preempted_are_judged_once(plain: TransformersEngine, tight: Any) -> None:
     expected, expected_tokens = read(plain, TEXTS, 100)
-    found, tokens = read(tight, TEXTS, 100)  # six replies do not fit into 40 blocks
+    found, tokens = read(tight, TEXTS, 100)  # six replies do not fit into 20 blocks
     assert_alike(found, expected)
     assert [of[:60] for of in tokens] == [of[:60] for of in expected_tokens]
 
@@ -181,14 +181,14 @@ def test_a_tap_that_does_not_run_makes_an_error_of_the_request(
 
 
 def test_speculative_decoding_is_refused_by_name() -> None:
-    with pytest.raises(Exception, match="speculative|logits processors"):
+    with pytest.raises(Exception, match=r"speculative|logits processors"):
         make(speculative_config={"method": "ngram", "num_speculative_tokens": 2,
                                  "prompt_lookup_max": 2})  # fmt: skip
 
 
 def test_a_read_out_that_no_tap_can_compute_is_refused() -> None:
+    engine: Any = shared(1)
     with pytest.raises(CapabilityError, match="inside the model"):
-        engine: Any = shared(1)
         type(engine).load(model_folder(), readouts=unit_readouts(WIDEST))
 
 

@@ -24,6 +24,7 @@ from demur.core.types import Chat, Dtype
 from demur.datasets.rows import Row, read_rows
 from demur.engines.transformers import TransformersEngine
 from demur.guard import Guard
+from demur.guard.packaged import PACKAGED
 from demur.workflows.capture import Progress as Captured
 from demur.workflows.capture import Report
 from demur.workflows.output import ResumableOutput
@@ -102,7 +103,7 @@ def load_guard(
     detectors: Sequence[str] | None,
     *,
     fpr: float | None,
-    responder: str = "fixed_reply",
+    responder: str = PACKAGED,
 ) -> Guard:
     """Load detectors for an engine's model."""
     return Guard.load(

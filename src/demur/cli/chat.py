@@ -11,6 +11,7 @@ from demur.cli._session import decoded, load_engine, load_guard, stderr
 from demur.core.results import PASS, Reply
 from demur.core.types import Chat, Message, Sampling
 from demur.guard import Guard
+from demur.guard.packaged import PACKAGED
 
 app = typer.Typer(add_completion=False)
 
@@ -22,7 +23,7 @@ def chat(
     dtype: options.Dtype = "auto",
     detector: options.Detectors = None,
     fpr: options.Fpr = None,
-    responder: options.Responder = "fixed_reply",
+    responder: options.Responder = PACKAGED,
     system: Annotated[str | None, typer.Option("--system", help="A system prompt.")] = None,
     max_tokens: options.MaxTokens = 256,
     temperature: options.Temperature = 0.0,

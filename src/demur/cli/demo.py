@@ -15,6 +15,7 @@ from demur.core.results import PASS, Reply
 from demur.core.types import Sampling
 from demur.datasets import starter
 from demur.guard.exchange import plain_replies
+from demur.guard.packaged import PACKAGED
 
 MAX_TOKENS = 32
 LABEL_WIDTH = 12
@@ -38,7 +39,7 @@ def demo(
     model: options.Model = "embedded",
     dtype: options.Dtype = "auto",
     detector: options.Detectors = None,
-    responder: options.Responder = "fixed_reply",
+    responder: options.Responder = PACKAGED,
     json_lines: options.Json = False,
 ) -> None:
     """Send a dozen prompts through a small chat model, guarded beside unguarded.

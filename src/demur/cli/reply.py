@@ -18,6 +18,7 @@ from demur.cli._session import (
 )
 from demur.core.results import ERROR, PASS
 from demur.core.types import Sampling
+from demur.guard.packaged import PACKAGED
 from demur.workflows.answering import reply_rows
 
 app = typer.Typer(add_completion=False)
@@ -33,7 +34,7 @@ def reply(
     dtype: options.Dtype = "auto",
     detector: options.Detectors = None,
     fpr: options.Fpr = None,
-    responder: options.Responder = "fixed_reply",
+    responder: options.Responder = PACKAGED,
     unguarded: Annotated[
         bool, typer.Option("--unguarded", help="Let the bare model answer; scores are null.")
     ] = False,

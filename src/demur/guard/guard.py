@@ -37,6 +37,7 @@ from demur.guard.exchange import (
 )
 from demur.guard.loading import load_detector
 from demur.guard.monitor import ReplyMonitor
+from demur.guard.packaged import PACKAGED, responder_line
 from demur.guard.responding import load_responder, route_of
 from demur.guard.routes import FlaggedTo, Route
 
@@ -111,7 +112,7 @@ class Guard:
         engine: Engine,
         *,
         detectors: Sequence[str | Path] = ("pretrained",),
-        responder: str = "fixed_reply",
+        responder: str = PACKAGED,
         fpr: float | None = None,
         on_error: OnError = "refuse",
         reply_detector: str | Path | None = None,
@@ -122,7 +123,8 @@ class Guard:
             engine: Runs the model.
             detectors: Artifact folders, or names of packaged ones; see `load_detector`.
             responder: A method's name, with its fields or its artifact's folder after a colon; see
-                `load_responder`.
+                `load_responder`; `pretrained` is the packaged adapter of the engine's model, or
+                `fixed_reply` where none ships.
             fpr: The false-positive rate to set thresholds for; None is each artifact's default.
             on_error: See the class.
             reply_detector: An artifact that watches replies, or `pretrained`; a flagged reply ends
@@ -132,6 +134,7 @@ class Guard:
             ConfigError: There is no such detector, rate or responder.
             ModelMismatchError: A detector was fitted on another model.
         """
+        responder = responder_line(responder, engine)
         name = route_of(responder)
         return cls(
             engine,

@@ -4,6 +4,7 @@ fixed_reply:I cannot help with that.
 refusal_head:my-head
 steering:my-vectors@-1                        the same as steering:my-vectors,scale=-1
 adapter:my-adapter@0.5                        a folder of PEFT, or one that was trained by demur
+adapter:pretrained                            the adapter that ships for the model
 """
 
 from dataclasses import fields
@@ -17,6 +18,7 @@ from demur.core.folders import require_same_model
 from demur.core.protocols import Responder
 from demur.core.trained import Trained
 from demur.core.types import ModelId
+from demur.guard.packaged import PACKAGED, required_adapter
 
 TRAINED = "trained"
 """The first field of a responder that reads an artifact."""
@@ -45,7 +47,7 @@ def load_responder(line: str, model_id: ModelId) -> Responder:
         DataError: The artifact is damaged.
         ModelMismatchError: The artifact was made for another model.
     """
-    method, given = _parsed(line)
+    method, given = _parsed(line, model_id)
     trained: Trained | LoraFolder | None = given.get(TRAINED)
     if trained is not None and trained.model_id is not None:
         require_same_model(trained.model_id, model_id, what=f"responder {line!r}")
@@ -62,11 +64,17 @@ def check_responder(line: str) -> None:
         ConfigError: There is no such method, field or artifact, or one is missing.
         DataError: The artifact is damaged.
     """
-    _parsed(line)
+    if line != PACKAGED:
+        _parsed(line, None)
 
 
-def _parsed(line: str) -> tuple[type[Responder], dict[str, Any]]:
-    """Return a responder's class and its fields, with what lies in its artifact."""
+def _parsed(line: str, model_id: ModelId | None) -> tuple[type[Responder], dict[str, Any]]:
+    """Return a responder's class and its fields, with what lies in its artifact.
+
+    Args:
+        line: See `load_responder`.
+        model_id: What a packaged artifact has to fit; None is any model.
+    """
     name, given = by_name.parse(line, kind="responders")
     method = cast(type[Any], registry.load("responders", name))
     artifact = {field.name: field.type for field in fields(method)}.get(TRAINED)
@@ -75,7 +83,7 @@ def _parsed(line: str) -> tuple[type[Responder], dict[str, Any]]:
     if TRAINED not in given:
         raise ConfigError(
             f"responder {name!r} reads what was trained: name its folder, as in {name}:FOLDER, or "
-            f"make one with `demur train {name}`"
+            f"make one with `demur train {_trainer_of(name)}`"
         )
     folder = str(given[TRAINED])
     if not Path(folder).is_dir() and "@" in folder:
@@ -83,12 +91,19 @@ def _parsed(line: str) -> tuple[type[Responder], dict[str, Any]]:
         given[SCALE] = _number(scale, line)
         if SCALE not in [field.name for field in fields(method)]:
             raise ConfigError(f"{line!r}: {name} has no scale that @ could set")
+    if folder == PACKAGED and artifact is LoraFolder:
+        folder = str(required_adapter(model_id))
     trained = cast(type[Trained | LoraFolder], artifact).read(Path(folder))
     if trained.method != name:
         raise ConfigError(
             f"{folder} holds a {trained.method!r} responder: load it as {trained.method}:{folder}"
         )
     return method, {**given, TRAINED: trained}
+
+
+def _trainer_of(name: str) -> str:
+    """Return the trainer that makes what a responder reads; several make adapters."""
+    return name if name in registry.methods("trainers") else "sft"
 
 
 def _number(text: str, line: str) -> float:

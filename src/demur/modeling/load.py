@@ -135,7 +135,7 @@ def locate(source: str | Path) -> tuple[str, str]:
         MissingPackageError: The embedded model's package is not installed.
     """
     if source == "embedded":
-        return str(unpack(_embedded_file())), EMBEDDED_NAME
+        return str(unpack(embedded_file())), EMBEDDED_NAME
     path = Path(source).expanduser()
     if path.suffix == ".gguf":
         return str(unpack(path)), path.stem.lower()
@@ -151,7 +151,12 @@ def locate(source: str | Path) -> tuple[str, str]:
     return str(source), str(source).lower()
 
 
-def _embedded_file() -> Path:
+def embedded_file() -> Path:
+    """Return the embedded model's GGUF file.
+
+    Raises:
+        MissingPackageError: Its package is not installed.
+    """
     try:
         found = Path(str(distribution(EMBEDDED_PACKAGE).locate_file(EMBEDDED_FILE)))
     except PackageNotFoundError:

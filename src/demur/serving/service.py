@@ -19,6 +19,7 @@ from demur.engines.transformers import TransformersEngine
 from demur.guard import Guard, fingerprint
 from demur.guard.loading import Opened, open_detector, readouts_of
 from demur.guard.monitor import ReplyMonitor
+from demur.guard.packaged import FALLBACK, PACKAGED, responder_line
 from demur.guard.responding import load_responder, route_of
 from demur.guard.routes import FlaggedTo
 from demur.responders.fixed_reply import FixedReply
@@ -59,12 +60,9 @@ def load_guard(settings: Settings) -> Loaded:
         if source is not None
     ]
     responds = settings.on_flagged == "respond"
-    route = route_of(settings.responder) if responds else settings.on_flagged
-    responder = (
-        load_responder(settings.responder, engine.model_id)
-        if responds
-        else FixedReply(settings.refusal)
-    )
+    line = _responder_line(settings, engine)
+    route = route_of(line) if responds else settings.on_flagged
+    responder = load_responder(line, engine.model_id) if responds else FixedReply(settings.refusal)
     guard = Guard(
         engine,
         [of.calibrated(settings.fpr) for of in opened],
@@ -103,6 +101,13 @@ def _engine(settings: Settings) -> Engine:
         is_eager=settings.vllm.enforce_eager,
     )
     return engine
+
+
+def _responder_line(settings: Settings, engine: Engine) -> str:
+    """Return who answers flagged prompts; a model that only judges is not asked by default."""
+    if settings.responder == PACKAGED and settings.upstream.url is not None:
+        return FALLBACK
+    return responder_line(settings.responder, engine)
 
 
 def _monitor(settings: Settings, watching: Sequence[Opened]) -> ReplyMonitor | None:

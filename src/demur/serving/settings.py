@@ -183,8 +183,8 @@ class Settings(BaseSettings):
     """Artifact folders, names of packaged ones, or pretrained; what any flags is flagged."""
     fpr: Rate = None
     """A false-positive rate that they were calibrated for; none is each one's default."""
-    responder: Text = "fixed_reply"
-    """Who answers flagged prompts, with on_flagged = "respond"."""
+    responder: Text = "pretrained"
+    """Who answers flagged prompts; pretrained is the model's packaged adapter, or fixed_reply."""
     on_flagged: Literal["respond", "refuse", "block"] = "respond"
     """What flagged prompts get: the responder (respond), a refusal (refuse), HTTP 400 (block)."""
     refusal: Text = "I can't help with this request."

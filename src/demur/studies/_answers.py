@@ -17,6 +17,7 @@ from demur.guard.calibrated import CalibratedDetector
 from demur.guard.exchange import plain_replies
 from demur.guard.guard import SCORE_ONLY
 from demur.guard.kept_replies import Answer, KeptReplies, KeptReply, digest_of, unguarded
+from demur.guard.packaged import responder_line
 from demur.guard.responding import load_responder, route_of
 from demur.guard.routes import Always, FlaggedTo, Route
 from demur.modeling.gguf import cache_folder
@@ -85,6 +86,7 @@ class Answers:
             ConfigError: There is no such responder.
             DataError: A chat could not be answered.
         """
+        line = responder_line(line, self.engine)
         responder = load_responder(line, self.engine.model_id)
         guard = self._guard(line, responder, Always(route_of(line)))
         depends_on: dict[str, object] = {
@@ -107,6 +109,7 @@ class Answers:
         Raises:
             ConfigError: There is no such responder.
         """
+        line = responder_line(line, self.engine)
         responder = load_responder(line, self.engine.model_id)
         gated = self._guard(line, responder, FlaggedTo(route_of(line)))
         always = self._guard(line, responder, Always(route_of(line)))

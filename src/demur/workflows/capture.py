@@ -1,6 +1,7 @@
 """Captures the readings of many prompts into shards on disk."""
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +13,14 @@ from demur.core.protocols import whole
 from demur.core.readings import Array, Deferred, Readings, Values
 from demur.core.reads import CaptureSpec, OwnPass, Read, TentativeRead, Texts
 from demur.core.templates import find
-from demur.core.types import Chat, Prompt
+from demur.core.types import Chat, ModelId, Prompt
 from demur.modeling.chat import ChatRenderer
 from demur.modeling.fast_capture import FastCapture
 from demur.modeling.gguf import cache_folder
 from demur.modeling.load import LoadedModel
 from demur.modeling.own_pass import OwnPasses
 from demur.workflows.own_passes import StoredPasses
-from demur.workflows.readings_store import ReadingsFolder, open_folder
+from demur.workflows.readings_store import ReadingsFolder, ShardPlan, open_folder
 from demur.workflows.tentative_reads import StoredTentativeReads
 
 MAX_REPLY_TOKENS = 512
@@ -48,6 +49,27 @@ class Progress:
 Report = Callable[[Progress], None]
 
 
+@dataclass(frozen=True)
+class ShardTask:
+    """Shards that are to be read, and all that reading one depends on."""
+
+    model_id: ModelId
+    reads: tuple[CaptureSpec, ...]
+    prompts: Sequence[Prompt]
+    """All of the set, read or not: what they share at their start is found among them."""
+    plan: ShardPlan
+    shards: Sequence[int]
+
+    def prompts_of(self, shard: int) -> list[Prompt]:
+        """Return the prompts of a shard."""
+        return [self.prompts[row] for row in self.plan.rows[shard]]
+
+
+ShardParts = Iterator[tuple[int, Array, Readings]]
+"""A shard, some of its rows, and their readings; shards may come mixed, no row comes twice."""
+ReadShards = Callable[[ShardTask], ShardParts]
+
+
 def ignore_progress(progress: Progress) -> None:
     """Report nothing."""
 
@@ -60,13 +82,19 @@ class Capturer:
         root: Where readings are kept; None is the user's cache.
         wrapper: Of `core.templates`, a question that the model reads in place of the chat itself;
             None reads chats as they are. For studies: a guard reads what the model answers.
+        read_shards: Reads shards elsewhere; None reads them in this process.
 
     Raises:
         ConfigError: There is no such question.
     """
 
     def __init__(
-        self, loaded: LoadedModel, *, root: Path | None = None, wrapper: str | None = None
+        self,
+        loaded: LoadedModel,
+        *,
+        root: Path | None = None,
+        wrapper: str | None = None,
+        read_shards: ReadShards | None = None,
     ) -> None:
         self._loaded = loaded
         self._renderer = ChatRenderer.of(loaded)
@@ -74,8 +102,9 @@ class Capturer:
         self._root = root or cache_folder() / "readings"
         self._own_passes = StoredPasses(OwnPasses(loaded), self._root / "own_passes")
         self._tentative = StoredTentativeReads(
-            loaded, self._renderer, fast=self._fast, root=self._root / "tentative"
+            loaded, self._renderer, fast=self.reader, root=self._root / "tentative"
         )
+        self._read_shards = read_shards or self.read_shards
         self._wrapper = None if wrapper is None else find(wrapper)
         if self._wrapper is not None:
             self._wrapper.require_question()
@@ -135,7 +164,7 @@ class Capturer:
         prompts = self._prompts(chats, replies, max_reply_tokens)
         lengths = [len(prompt) for prompt in prompts]
         clock = _Clock(len(prompts), sum(lengths), len(prompts), sum(lengths))
-        for rows, readings in self._fast(reads, prompts).read(prompts):
+        for rows, readings in self.reader(reads, prompts).read(prompts):
             yield rows, readings
             report(clock.after(len(rows), sum(lengths[row] for row in rows)))
 
@@ -189,16 +218,24 @@ class Capturer:
         todo = [row for shard in missing for row in folder.plan.rows[shard]]
         lengths = [len(prompt) for prompt in prompts]
         clock = _Clock(len(prompts), sum(lengths), len(todo), sum(lengths[row] for row in todo))
-        fast = self._fast(folder.reads, prompts)
-        for shard in missing:
-            batch = [prompts[row] for row in folder.plan.rows[shard]]
-            parts = []
-            for rows, readings in fast.read(batch):
-                parts.append((rows, readings))
-                yield clock.after(len(rows), sum(len(batch[row]) for row in rows))
-            folder.write(shard, whole(parts))
+        task = ShardTask(self._loaded.model_id, folder.reads, prompts, folder.plan, missing)
+        unfinished: dict[int, list[tuple[Array, Readings]]] = defaultdict(list)
+        for shard, rows, readings in self._read_shards(task):
+            unfinished[shard].append((rows, readings))
+            if sum(len(some) for some, _ in unfinished[shard]) == len(folder.plan.rows[shard]):
+                folder.write(shard, whole(unfinished.pop(shard)))
+            read = [folder.plan.rows[shard][row] for row in rows]
+            yield clock.after(len(rows), sum(lengths[row] for row in read))
 
-    def _fast(self, reads: Sequence[CaptureSpec], prompts: Sequence[Prompt]) -> FastCapture:
+    def read_shards(self, task: ShardTask) -> ShardParts:
+        """Read shards in this process, one after another, a batch at a time."""
+        fast = self.reader(task.reads, task.prompts)
+        for shard in task.shards:
+            for rows, readings in fast.read(task.prompts_of(shard)):
+                yield shard, rows, readings
+
+    def reader(self, reads: Sequence[CaptureSpec], prompts: Sequence[Prompt]) -> FastCapture:
+        """Return what reads prompts of a set, with the set's shared start read once."""
         probe = self._forged(has_replies=bool(prompts[0].spans_of("reply")))
         return FastCapture(self._loaded.parts, reads, prompts, probe=probe)
 

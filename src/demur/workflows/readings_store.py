@@ -67,18 +67,10 @@ class ReadingsFolder:
 
     def write(self, shard: int, readings: Readings) -> None:
         """Write a shard whole or not at all."""
-        arrays: dict[str, Array] = {}
-        for number, spec in enumerate(self.reads):
-            if spec.is_pooled:
-                arrays[str(number)] = readings.pooled(spec)
-            else:
-                states = readings.ragged(spec)
-                arrays[str(number)] = np.concatenate(states, axis=1)
-                arrays[f"{number}.lengths"] = np.array([state.shape[1] for state in states])
         path = self.shard_path(shard)
         partial = path.with_suffix(".partial")
         try:
-            write_synced(partial, to_bytes(arrays))
+            write_synced(partial, as_bytes(self.reads, readings))
             partial.rename(path)
         finally:
             partial.unlink(missing_ok=True)
@@ -118,18 +110,40 @@ class ReadingsFolder:
     def _read(self, shard: int) -> Readings:
         path = self.shard_path(shard)
         try:
-            arrays: dict[str, Array] = from_bytes(path.read_bytes())
+            return readings_of(self.reads, path.read_bytes())
         except SafetensorError as error:
             raise DataError(f"{path} is damaged ({error}): delete it and capture again") from error
-        values: dict[Read, Values] = {}
-        for number, spec in enumerate(self.reads):
-            states = arrays[str(number)]
-            if spec.is_pooled:
-                values[spec] = states
-            else:
-                ends = np.cumsum(arrays[f"{number}.lengths"])[:-1]
-                values[spec] = tuple(np.split(states, ends, axis=1))
-        return Readings(values)
+
+
+def as_bytes(reads: Sequence[CaptureSpec], readings: Readings) -> bytes:
+    """Return the content of a shard's file."""
+    arrays: dict[str, Array] = {}
+    for number, spec in enumerate(reads):
+        if spec.is_pooled:
+            arrays[str(number)] = readings.pooled(spec)
+        else:
+            states = readings.ragged(spec)
+            arrays[str(number)] = np.concatenate(states, axis=1)
+            arrays[f"{number}.lengths"] = np.array([state.shape[1] for state in states])
+    return to_bytes(arrays)
+
+
+def readings_of(reads: Sequence[CaptureSpec], content: bytes) -> Readings:
+    """Return the readings that `as_bytes` wrote.
+
+    Raises:
+        SafetensorError: The content is damaged.
+    """
+    arrays: dict[str, Array] = from_bytes(content)
+    values: dict[Read, Values] = {}
+    for number, spec in enumerate(reads):
+        states = arrays[str(number)]
+        if spec.is_pooled:
+            values[spec] = states
+        else:
+            ends = np.cumsum(arrays[f"{number}.lengths"])[:-1]
+            values[spec] = tuple(np.split(states, ends, axis=1))
+    return Readings(values)
 
 
 def open_folder(
