@@ -170,7 +170,8 @@ def test_a_tap_that_does_not_run_makes_an_error_of_the_request(
     block = next(
         m for m in engine.reader._runner.get_model().modules() if hasattr(m, "demur_scores")
     )
-    monkeypatch.setattr(type(block), "forward", type(block).__mro__[1].forward)
+    plain: Any = type(block).__mro__[1]
+    monkeypatch.setattr(type(block), "forward", plain.forward)
     request = Request("0", engine.render(Chat.from_text(TEXTS[0])), Sampling(max_tokens=4), READS)
     (done,) = engine.run([request])
     assert isinstance(done, Done)
