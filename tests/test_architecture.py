@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -208,6 +209,8 @@ def test_no_function_is_too_long() -> None:
 def test_every_method_has_one_public_name_that_exists(kind: str) -> None:
     assert methods(kind)
     for method in methods(kind).values():
+        if any(find_spec(package) is None for package in method.packages):
+            continue  # its own tests run where its packages are installed
         module = import_named(f"demur.{kind}.{method.name}")
         assert module.__all__ == [method.public]
         assert hasattr(module, method.public)

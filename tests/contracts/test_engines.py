@@ -26,6 +26,7 @@ from demur.core.types import Chat, Sampling
 from demur.engines.fake import FakeEngine
 from demur.engines.transformers import TransformersEngine
 from tests.tiny import tiny
+from tests.vllm_engines import needs_vllm, shared
 
 MakeEngine = Callable[[int], Engine]
 """Takes the most rows that decode together; each call makes an engine of the same model."""
@@ -33,7 +34,9 @@ MakeEngine = Callable[[int], Engine]
 ENGINES: dict[str, MakeEngine] = {
     "fake": lambda max_batch: FakeEngine(max_batch=max_batch),
     "transformers": lambda max_batch: TransformersEngine(tiny(), max_batch=max_batch),
+    "vllm": shared,
 }
+MARKS = {"vllm": needs_vllm}
 
 TEXTS = ("Tell me a story about two foxes and an owl.", "Why?", "Name five rivers of Europe!")
 READS: tuple[Read, ...] = (
@@ -47,7 +50,7 @@ READS: tuple[Read, ...] = (
 )
 
 
-@pytest.fixture(params=ENGINES)
+@pytest.fixture(params=[pytest.param(name, marks=MARKS.get(name, ())) for name in ENGINES])
 def make_engine(request: pytest.FixtureRequest) -> MakeEngine:
     return ENGINES[request.param]
 
@@ -55,6 +58,18 @@ def make_engine(request: pytest.FixtureRequest) -> MakeEngine:
 @pytest.fixture
 def engine(make_engine: MakeEngine) -> Engine:
     return make_engine(3)
+
+
+@pytest.fixture
+def watching(engine: Engine) -> None:
+    if Monitor not in engine.capabilities:
+        pytest.skip("the engine does not claim to watch replies")
+
+
+def possible(engine: Engine) -> tuple[Read, ...]:
+    """Return those of `READS` that an engine can do: of captures, one may be built for a few."""
+    built_for = getattr(engine, "reads", READS)
+    return tuple(r for r in READS if r in built_for or not isinstance(r, CaptureSpec))
 
 
 def events_of(engine: Engine, requests: Sequence[Request]) -> dict[str, list[Event]]:
@@ -117,6 +132,8 @@ def test_a_scored_request_draws_nothing(engine: Engine) -> None:
 
 @pytest.mark.parametrize("read", READS, ids=str)
 def test_a_read_gives_the_values_that_readings_describe(engine: Engine, read: Read) -> None:
+    if read not in possible(engine):
+        pytest.skip("the engine does not claim to do it")
     seen: list[Readings] = []
     request = replace(one(engine, Sampling(max_tokens=0)), reads=(read,), decide=seen.append)
     events_of(engine, [request])
@@ -138,7 +155,7 @@ def test_a_read_gives_the_values_that_readings_describe(engine: Engine, read: Re
 
 def test_what_is_read_does_not_depend_on_other_reads_or_on_decoding(engine: Engine) -> None:
     seen: list[Readings] = []
-    for reads, max_tokens in ((READS[:1], 2), (READS[:1], 0), (READS, 2)):
+    for reads, max_tokens in ((READS[:1], 2), (READS[:1], 0), (possible(engine), 2)):
         sampling = Sampling(max_tokens=max_tokens)
         events_of(engine, [replace(one(engine, sampling), reads=reads, decide=seen.append)])
     states = [readings.values[READS[0]][0] for readings in seen]
@@ -148,7 +165,7 @@ def test_what_is_read_does_not_depend_on_other_reads_or_on_decoding(engine: Engi
 
 def test_a_request_that_passes_equals_one_without_reads(engine: Engine) -> None:
     plain = one(engine, Sampling(max_tokens=12))
-    guarded = replace(plain, reads=READS)
+    guarded = replace(plain, reads=possible(engine))
     assert token_ids(events_of(engine, [guarded])["0"]) == token_ids(
         events_of(engine, [plain])["0"]
     )
@@ -386,6 +403,7 @@ def watched(request: Request, watcher: Watcher, read: CaptureSpec = OF_REPLY) ->
 
 @pytest.mark.parametrize("read", [OF_REPLY, RMS_OF_REPLY])
 @pytest.mark.parametrize("max_tokens", [1, 5, 64])
+@pytest.mark.usefixtures("watching")
 def test_a_monitor_sees_the_states_of_every_token_and_changes_none(
     engine: Engine, read: CaptureSpec, max_tokens: int
 ) -> None:
@@ -416,6 +434,7 @@ def test_a_monitor_sees_the_states_of_every_token_and_changes_none(
             )
 
 
+@pytest.mark.usefixtures("watching")
 def test_only_watched_rows_are_watched(engine: Engine) -> None:
     first, second, third = requests_for(engine, Sampling(max_tokens=6))
     watcher = Watcher()
@@ -428,6 +447,7 @@ def test_only_watched_rows_are_watched(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("at", [1, 3])
+@pytest.mark.usefixtures("watching")
 def test_a_monitor_ends_a_reply_after_the_token_that_it_saw(engine: Engine, at: int) -> None:
     first, second, _ = requests_for(engine, Sampling(max_tokens=12))
     found = events_of(engine, [watched(first, Watcher(EndReply(), at=at)), second])
@@ -436,6 +456,7 @@ def test_a_monitor_ends_a_reply_after_the_token_that_it_saw(engine: Engine, at: 
     assert token_ids(found["1"]) == token_ids(events_of(engine, [second])["1"])
 
 
+@pytest.mark.usefixtures("watching")
 def test_a_monitor_may_put_a_text_in_a_replys_place(engine: Engine) -> None:
     (first,) = requests_for(engine, Sampling(max_tokens=12), TEXTS[:1])
     instead = ReplyWith("Let us stop here.")
@@ -446,6 +467,7 @@ def test_a_monitor_may_put_a_text_in_a_replys_place(engine: Engine) -> None:
     assert events[-1] == Done("0", "replaced")
 
 
+@pytest.mark.usefixtures("watching")
 def test_a_monitor_that_fails_ends_its_own_reply_only(engine: Engine) -> None:
     def fail(states: Array) -> None:
         raise RuntimeError("broken monitor")
@@ -461,3 +483,10 @@ def test_a_reply_may_end_before_its_first_token(engine: Engine) -> None:
     request = one(engine, Sampling(max_tokens=6), EndReply())
     events = events_of(engine, [request])["0"]
     assert events[1:] == [Switched("0", EndReply()), Done("0", "ended")]
+
+
+def test_an_engine_that_watches_no_replies_refuses_a_monitor(engine: Engine) -> None:
+    (first,) = requests_for(engine, Sampling(max_tokens=3), TEXTS[:1])
+    last = events_of(engine, [watched(first, Watcher())])["0"][-1]
+    assert isinstance(last, Done)
+    assert (last.reason == "error") == (Monitor not in engine.capabilities)

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from demur.core.types import Sampling
+from demur.engines._text import TextStream
 from demur.engines.transformers.sampling import draw, row_generator
-from demur.engines.transformers.text import TextStream
 from tests.tiny import byte_tokenizer
 
 

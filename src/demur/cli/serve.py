@@ -18,6 +18,9 @@ Config = Annotated[
 Model = Annotated[
     str | None, typer.Option("--model", "-m", help="embedded, a folder, a .gguf file, a hub name.")
 ]
+EngineName = Annotated[
+    str | None, typer.Option("--engine", help="What runs the model: transformers, or vllm.")
+]
 Detectors = Annotated[
     list[str] | None,
     typer.Option("--detector", "-d", help="pretrained, or an artifact's folder; repeats."),
@@ -45,6 +48,7 @@ def serve(
     *,
     config: Config = None,
     model: Model = None,
+    engine: EngineName = None,
     detector: Detectors = None,
     responder: Responder = None,
     on_flagged: OnFlagged = None,
@@ -63,11 +67,14 @@ def serve(
 
     Example: demur serve --config guard.toml --observe
 
+    Example: demur serve --engine vllm
+
     Example: demur serve --upstream http://127.0.0.1:8001/v1
     """
     require_server_packages()
     given: dict[str, Any] = {
         "model": model,
+        "engine": engine,
         "detectors": None if detector is None else tuple(detector),
         "responder": responder,
         "on_flagged": on_flagged,

@@ -5,18 +5,24 @@ odds then, until it is calibrated.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from demur.core import artifacts, by_name
 from demur.core.artifacts import Artifact, Calibration
-from demur.core.errors import ConfigError
+from demur.core.errors import CapabilityError, ConfigError
 from demur.core.folders import MANIFEST
+from demur.core.linear import LinearDetector
 from demur.core.protocols import Detector, Engine, ReadyDetector, Watches
+from demur.core.readout import LinearReadout
 from demur.core.types import ModelId
 from demur.guard import fingerprint
 from demur.guard.calibrated import CalibratedDetector
 
+_USE_TRANSFORMERS = (
+    "an engine that computes scores inside the model cannot run it; use the engine transformers"
+)
 PRETRAINED_PATH = Path(__file__).parents[1] / "pretrained"
 
 
@@ -47,6 +53,39 @@ class Opened:
             version=self.artifact.sha256[:12],
             heads=self.artifact.heads,
         )
+
+
+def readouts_of(sources: Sequence[str | Path], model_id: ModelId) -> list[LinearReadout]:
+    """Return the read-outs of detectors, for an engine that computes them inside the model.
+
+    Those of the categories come after each detector's own.
+
+    Args:
+        sources: Artifact folders, or names of packaged ones; see `load_detector`.
+        model_id: Of the model that the engine runs.
+
+    Raises:
+        CapabilityError: A detector is not linear: no read-out stands for it.
+        ConfigError: There is no such artifact.
+        DataError: An artifact is damaged.
+        ModelMismatchError: An artifact was made for another model.
+    """
+    found = []
+    for source in sources:
+        if _is_by_name(source):
+            raise CapabilityError(f"detector {source!r} is not linear: {_USE_TRANSFORMERS}")
+        folder = find_artifact(source, model_id)
+        artifact = artifacts.read(folder)
+        artifacts.check_model(artifact, model_id, name=folder.name)
+        detector = artifacts.restore(artifact)
+        if not isinstance(detector, LinearDetector):
+            raise CapabilityError(
+                f"detector {folder.name!r} ({artifact.method}) is not linear: {_USE_TRANSFORMERS}"
+            )
+        found.append(detector.readout())
+        if artifact.heads is not None:
+            found += [head.readout for head in artifact.heads.heads.values()]
+    return found
 
 
 def load_detector(

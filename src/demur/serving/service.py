@@ -9,13 +9,15 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+from demur.core import registry
 from demur.core.errors import DemurError, ModelMismatchError
 from demur.core.protocols import Engine
 from demur.engines.transformers import TransformersEngine
 from demur.guard import Guard, fingerprint
-from demur.guard.loading import Opened, open_detector
+from demur.guard.loading import Opened, open_detector, readouts_of
 from demur.guard.monitor import ReplyMonitor
 from demur.guard.packaged import FALLBACK, PACKAGED, responder_line
 from demur.guard.responding import load_responder, route_of
@@ -50,9 +52,7 @@ def load_guard(settings: Settings) -> Loaded:
     Raises:
         DemurError: Something named in the settings does not exist or does not fit.
     """
-    engine = TransformersEngine.load(
-        settings.model, dtype=settings.dtype, max_batch=settings.limits.max_batch
-    )
+    engine = _engine(settings)
     opened = [open_detector(source, engine, verify=False) for source in settings.detectors]
     watching = [
         open_detector(source, engine, watches="reply", verify=False)
@@ -78,6 +78,29 @@ def load_guard(settings: Settings) -> Loaded:
     except ModelMismatchError as error:
         return Loaded(guard, str(error))
     return Loaded(guard)
+
+
+def _engine(settings: Settings) -> Engine:
+    """Load the engine that the settings name.
+
+    Raises:
+        CapabilityError: A detector is not linear, and the engine is vLLM.
+        ConfigError: There is no such model.
+        MissingPackageError: vLLM is not installed.
+    """
+    if settings.engine == "transformers":
+        return TransformersEngine.load(
+            settings.model, dtype=settings.dtype, max_batch=settings.limits.max_batch
+        )
+    engine: Engine = registry.load("engines", settings.engine).load(
+        settings.model,
+        readouts=partial(readouts_of, settings.detectors),
+        dtype=settings.dtype,
+        max_batch=settings.limits.max_batch,
+        max_tokens=settings.vllm.max_model_len,
+        is_eager=settings.vllm.enforce_eager,
+    )
+    return engine
 
 
 def _responder_line(settings: Settings, engine: Engine) -> str:

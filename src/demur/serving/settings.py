@@ -109,6 +109,15 @@ class ReplySettings(Part):
     """Tokens held back until they are judged; 0 sends tokens at once."""
 
 
+class VllmSettings(Part):
+    """What vLLM is told, with engine = "vllm"."""
+
+    max_model_len: Annotated[int | None, Field(ge=16, examples=[4096])] = None
+    """Tokens of prompt and reply together; none is the model's own context."""
+    enforce_eager: bool = False
+    """Compile nothing: it starts faster and runs slower."""
+
+
 class UpstreamSettings(Part):
     """Another server that answers what is not flagged; the local model only judges."""
 
@@ -164,6 +173,8 @@ class Settings(BaseSettings):
 
     model: Text = "embedded"
     """embedded, a folder, a .gguf file, or a name on the model hub."""
+    engine: Literal["transformers", "vllm"] = "transformers"
+    """What runs the model: transformers, or vllm, which takes linear detectors only."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number format of the weights: auto, float32, bfloat16 or float16."""
     model_name: Annotated[str | None, Field(min_length=1, examples=["my-model"])] = None
@@ -192,6 +203,8 @@ class Settings(BaseSettings):
     """Tokens of a reply, where a request says nothing."""
     limits: Limits = Limits()
     """How much the server takes on."""
+    vllm: VllmSettings = VllmSettings()
+    """What vLLM is told."""
     reply: ReplySettings = ReplySettings()
     """A detector that watches replies."""
     upstream: UpstreamSettings = UpstreamSettings()

@@ -16,11 +16,11 @@ from transformers import DynamicCache
 from demur.core.protocols import Done, Request
 from demur.core.readings import Array
 from demur.core.reads import CaptureSpec
+from demur.engines._text import TextStream
 from demur.engines.transformers.passes import UNCHANGED, Changes, Passes
 from demur.engines.transformers.reranking import Lookahead
 from demur.engines.transformers.sampling import row_generator
 from demur.engines.transformers.starting import Start
-from demur.engines.transformers.text import TextStream
 from demur.modeling.caches import fork
 from demur.modeling.capture import Slot
 

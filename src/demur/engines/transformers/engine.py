@@ -32,12 +32,12 @@ from demur.core.reads import (
 )
 from demur.core.types import Chat, Dtype, ModelId, Prompt
 from demur.engines._monitoring import failed, heed_monitor
+from demur.engines._text import TextStream, text_events
 from demur.engines._waiting import Waiting
 from demur.engines.transformers.batch import Batch, RerankedRow, Row
 from demur.engines.transformers.passes import Passes
 from demur.engines.transformers.sampling import Drawn, draw
 from demur.engines.transformers.starting import Start, Starter, Underway
-from demur.engines.transformers.text import TextStream
 from demur.modeling.capture import capture, recording
 from demur.modeling.chat import ChatRenderer
 from demur.modeling.load import LoadedModel, load
@@ -241,12 +241,7 @@ class TransformersEngine:
     def _replaced(
         self, request: Request, intervention: ReplyWith, *, first: int
     ) -> Iterator[Event]:
-        ids = self._tokenizer(intervention.text, add_special_tokens=False)["input_ids"]
-        text = TextStream(self._tokenizer)
-        for number, token_id in enumerate(ids):
-            shown = text.push(token_id, is_last=number == len(ids) - 1)
-            yield TokenOut(request.id, first + number, token_id, shown, 0.0)
-        yield Done(request.id, "replaced")
+        return text_events(self._tokenizer, request.id, intervention.text, first=first)
 
     def _step(self, batch: Batch) -> Iterator[Event]:
         """Advance every row by one token; rows that are done, or given up, leave."""

@@ -1,7 +1,9 @@
 """Turns a row's tokens into text as they come: whole characters only, and nothing after a stop."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
+
+from demur.core.protocols import Done, Event, TokenOut
 
 _INCOMPLETE = "\ufffd"
 
@@ -71,3 +73,20 @@ class TextStream:
                 ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
             )
         )
+
+
+def text_events(tokenizer: Any, request_id: str, text: str, *, first: int) -> Iterator[Event]:
+    """Yield a text as the tokens of a reply, and its end.
+
+    Args:
+        tokenizer: Of the model.
+        request_id: Whose reply it takes the place of.
+        text: Split into tokens by itself.
+        first: The position of its first token.
+    """
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    stream = TextStream(tokenizer)
+    for number, token_id in enumerate(ids):
+        shown = stream.push(token_id, is_last=number == len(ids) - 1)
+        yield TokenOut(request_id, first + number, token_id, shown, 0.0)
+    yield Done(request_id, "replaced")

@@ -1,0 +1,37 @@
+"""What vLLM is told so that its worker is a guarded one."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from vllm.engine.arg_utils import EngineArgs
+
+from demur.engines._columns import Columns
+from demur.engines._stored_columns import store
+from demur.engines.vllm.worker import CONFIG_KEY, READOUTS
+from demur.modeling.gguf import cache_folder
+
+WORKERS = "demur.engines.vllm.worker.Guarded{}Worker"
+FORCED_REPLY = "demur.engines.vllm.worker:ForcedReply"
+
+
+def guarded(columns: Columns, options: Mapping[str, Any]) -> EngineArgs:
+    """Return the arguments of an engine in this process.
+
+    The hash of the columns goes into `additional_config`, which is part of the key of vLLM's
+    compile cache: a model compiled for other read-outs is never taken.
+
+    Args:
+        columns: What the model is to compute; they are stored in demur's cache for the worker.
+        options: Fields of vLLM's `EngineArgs`; those that guard win.
+    """
+    os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")  # the only one that is guarded
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the judge is called within a step
+    own = {
+        "async_scheduling": False,
+        "worker_cls": WORKERS.format("Gpu" if torch.cuda.is_available() else "Cpu"),
+        "logits_processors": [FORCED_REPLY],
+        "additional_config": {CONFIG_KEY: store(columns, cache_folder() / READOUTS)},
+    }
+    return EngineArgs(**{**options, **own})

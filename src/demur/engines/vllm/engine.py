@@ -1,0 +1,343 @@
+"""The engine proper: hands requests to vLLM, and lets them be judged before their first token."""
+
+import gc
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from vllm.outputs import RequestOutput
+from vllm.v1.engine.llm_engine import LLMEngine
+
+from demur.core.errors import CapabilityError, DataError
+from demur.core.interventions import EndReply, Intervention, PrependText, ReplyWith
+from demur.core.protocols import Done, Event, Request, Scored, Switched
+from demur.core.readings import Array, Readings
+from demur.core.readout import LinearReadout
+from demur.core.reads import CaptureSpec, Read, Texts
+from demur.core.types import Chat, Dtype, ModelId, Prompt
+from demur.engines._columns import Columns, spans_of
+from demur.engines._monitoring import failed
+from demur.engines._text import TextStream, text_events
+from demur.engines._waiting import Waiting
+from demur.engines.vllm.arguments import guarded
+from demur.engines.vllm.rows import Known, Row, sampling_params
+from demur.engines.vllm.worker import CONFIG_KEY, Forced, Reader
+from demur.modeling.chat import ChatRenderer
+from demur.modeling.load import load, locate
+
+CAPABILITIES: frozenset[type] = frozenset({CaptureSpec, Texts, ReplyWith, EndReply, PrependText})
+ReadoutsOf = Callable[[ModelId], Sequence[LinearReadout]]
+
+
+class VllmEngine:
+    """Runs a chat model in vLLM.
+
+    Args:
+        engine: vLLM's, in this process, with one of the guarded workers.
+        columns: What its model computes.
+        known: What transformers told of the model.
+        max_batch: Most requests that vLLM is given at a time.
+    """
+
+    def __init__(
+        self, engine: LLMEngine, columns: Columns, *, known: Known, max_batch: int
+    ) -> None:
+        self._engine = engine
+        self._columns = columns
+        self._known = known
+        self._tokenizer = known.tokenizer
+        self._max_batch = max_batch
+        self._rows: dict[str, Row] = {}
+        self.num_cache_bypassed = 0
+        """Requests that did not read the prefix cache, since a mean over their tokens was asked
+        for."""
+
+    @classmethod
+    def load(
+        cls,
+        source: str | Path = "embedded",
+        *,
+        readouts: Sequence[LinearReadout] | ReadoutsOf = (),
+        dtype: Dtype = "auto",
+        max_batch: int = 32,
+        max_tokens: int | None = None,
+        is_eager: bool = False,
+        options: dict[str, Any] | None = None,
+    ) -> Self:
+        """Load a model into vLLM.
+
+        The model is loaded by transformers first, and let go of: its weights are hashed so.
+
+        Args:
+            source: `embedded`, a folder, a `.gguf` file, or a name on the model hub.
+            readouts: Of all detectors to serve, or what names them once the model is known.
+            dtype: `auto` is what the transformers engine would take.
+            max_batch: Most requests at a time.
+            max_tokens: The context; None is the model's own.
+            is_eager: Compile nothing.
+            options: More fields of vLLM's `EngineArgs`.
+
+        Raises:
+            CapabilityError: A read-out cannot be computed inside the model, or an option is one
+                that demur does not guard.
+            ConfigError: There is no such model, or it has no chat template.
+        """
+        loaded = load(source, dtype=dtype, device="cpu")
+        found = readouts(loaded.model_id) if callable(readouts) else readouts
+        columns = Columns.of(found, num_blocks=len(loaded.parts.blocks))
+        known = Known(
+            ChatRenderer.of(loaded), loaded.tokenizer, loaded.model_id, loaded.end_token_ids
+        )
+        longest = min(max_tokens or loaded.max_tokens, loaded.max_tokens)
+        del loaded
+        gc.collect()
+        args = guarded(
+            columns,
+            {
+                "model": locate(source)[0],
+                "dtype": known.model_id.dtype,
+                "max_model_len": longest,
+                "max_num_seqs": max_batch,
+                "enforce_eager": is_eager,
+                "disable_log_stats": True,
+                **(options or {}),
+            },
+        )
+        return cls(LLMEngine.from_engine_args(args), columns, known=known, max_batch=max_batch)
+
+    def taking(self, max_batch: int) -> Self:
+        """Return an engine that hands the same vLLM so many requests at a time, not at once."""
+        return type(self)(self._engine, self._columns, known=self._known, max_batch=max_batch)
+
+    @property
+    def reader(self) -> Reader:
+        """What follows the prompts inside the worker."""
+        found: Reader = self._engine.model_executor.driver_worker.worker.reader
+        return found
+
+    @property
+    def reads(self) -> frozenset[CaptureSpec]:
+        """The captures that can be answered: those of the read-outs."""
+        return self._columns.specs
+
+    @property
+    def model_id(self) -> ModelId:
+        """What detectors are matched against."""
+        return self._known.model_id
+
+    @property
+    def capabilities(self) -> frozenset[type]:
+        """The reads and interventions that this engine can do.
+
+        Of captures those alone that one of its read-outs has: see `engines._columns`.
+        """
+        return CAPABILITIES
+
+    @property
+    def max_tokens(self) -> int:
+        """The model's context: prompt and reply together."""
+        return int(self._engine.model_config.max_model_len)
+
+    def render(self, chat: Chat) -> Prompt:
+        """Return the chat as the model will read it.
+
+        Raises:
+            DataError: The chat ends in an assistant turn, has no user text, or fills the context.
+        """
+        prompt = self._known.renderer.render(chat)
+        if len(prompt) >= self.max_tokens:
+            raise DataError(
+                f"the prompt has {len(prompt)} tokens: the model takes at most "
+                f"{self.max_tokens - 1}, so that one is left for the reply; shorten it"
+            )
+        return prompt
+
+    def with_reply(self, prompt: Prompt, reply: str) -> Prompt:
+        """Return a prompt with a reply after it, as the model has read both.
+
+        Raises:
+            DataError: The reply is empty, or both are longer than the context.
+        """
+        longer = self._known.renderer.with_reply(prompt, reply)
+        if len(longer) >= self.max_tokens:
+            raise DataError(
+                f"prompt and reply have {len(longer)} tokens: the engine takes at most "
+                f"{self.max_tokens - 1}; shorten them"
+            )
+        return longer
+
+    def run(self, requests: Iterable[Request | None]) -> Iterator[Event]:
+        """Carry out requests; see `core.protocols.Engine.run`."""
+        waiting = Waiting(requests)
+        self.reader.judge = self._judge
+        try:
+            while True:
+                while len(self._rows) < self._max_batch:
+                    request = waiting.next()
+                    if request is None:
+                        break
+                    yield from self._admit(request)
+                if self._rows:
+                    yield from self._step()
+                elif waiting.is_over:
+                    return
+        finally:
+            self._drop(list(self._rows))
+
+    def _admit(self, request: Request) -> Iterator[Event]:
+        """Hand a request to vLLM."""
+        if request.is_abandoned():
+            yield Done(request.id, "abandoned")
+            return
+        try:
+            self._require_possible(request)
+            row = Row(
+                request,
+                request.prompt,
+                TextStream(self._tokenizer, request.sampling.stop),
+                time.perf_counter(),
+            )
+            self._submit(row)
+        except Exception as error:  # one request's failure is its own
+            yield failed(request, error)
+
+    def _require_possible(self, request: Request) -> None:
+        if request.id in self._rows:
+            raise DataError(f"request id {request.id!r} is in use: give each its own")
+        if request.monitor is not None or request.checkpoints:
+            raise CapabilityError("this engine watches no replies and stores no checkpoints")
+        for read in request.reads:
+            if not isinstance(read, Texts) and read not in self._columns.specs:
+                raise CapabilityError(
+                    f"the engine computes no read-out of {read}: name its detector when the engine "
+                    "is loaded"
+                )
+
+    def _submit(self, row: Row) -> None:
+        request, prompt = row.request, row.prompt
+        spans = [spans_of(column.spec, prompt) for column in self._columns.columns]
+        # Tokens that the prefix cache holds are not computed, and so would not be summed.
+        is_pooled = not row.is_judged and any(
+            isinstance(read, CaptureSpec) and read.pool != "none" for read in request.reads
+        )
+        self.num_cache_bypassed += is_pooled
+        params = sampling_params(
+            request,
+            room=self.max_tokens - len(prompt),
+            end_token_ids=self._known.end_token_ids,
+        )
+        params.skip_reading_prefix_cache = is_pooled
+        params.extra_args = {CONFIG_KEY: {"id": request.id, "spans": spans}}
+        row.key = self._engine.add_request(
+            request.id, {"prompt_token_ids": list(prompt.token_ids)}, params
+        )
+        self._rows[request.id] = row
+
+    def _judge(self, extra: dict[str, Any], found: Array | Exception) -> Forced | None:
+        """Let a request's own function decide, between its prefill and its first token.
+
+        Returns:
+            None lets vLLM draw; an empty reply is forced where something else comes of it.
+        """
+        row = self._rows.get(extra.get("id", ""))
+        if row is None:
+            return ()
+        if row.is_judged:  # read again, with a safety prompt
+            return None
+        row.is_judged = True
+        request, started = row.request, time.perf_counter()
+        try:
+            row.intervention = request.decide(self._readings(request, found))
+        except Exception as error:  # one request's failure is its own
+            row.told = [failed(request, error)]
+            return ()
+        guard_s = time.perf_counter() - started
+        row.told = [Scored(request.id, started - row.started_at, guard_s)]
+        if request.sampling.max_tokens == 0:
+            row.told.append(Done(request.id, "scored"))
+        elif row.intervention is not None:
+            row.told.append(Switched(request.id, row.intervention))
+        return () if len(row.told) > 1 else None
+
+    def _readings(self, request: Request, found: Array | Exception) -> Readings:
+        """Return what a request reads.
+
+        Raises:
+            DataError: It was not scored.
+        """
+        values: dict[Read, Any] = {}
+        for read in request.reads:
+            if isinstance(read, CaptureSpec):
+                if isinstance(found, Exception):
+                    raise found
+                values[read] = self._columns.state(read, found)[None]
+            else:
+                values[read] = (request.prompt.chat.last_user_text,)
+        return Readings(values)
+
+    def _step(self) -> Iterator[Event]:
+        """Let vLLM take a step; what its judge and its draws say becomes events."""
+        gone = [row for row in self._rows.values() if row.request.is_abandoned()]
+        self._drop([row.request.id for row in gone])
+        yield from [Done(row.request.id, "abandoned") for row in gone]
+        if not self._rows:
+            return
+        try:
+            outputs = self._engine.step()
+        except Exception as error:  # the step is shared, and so is its failure
+            ends = [failed(row.request, error) for row in self._rows.values()]
+            self._drop(list(self._rows))
+            yield from ends
+            return
+        events: list[Event] = []
+        for output in outputs:
+            row = self._rows.get(output.request_id)
+            if row is not None and isinstance(output, RequestOutput):
+                events += self._after(row, output)
+        yield from events
+
+    def _after(self, row: Row, output: RequestOutput) -> list[Event]:
+        """Return what a step says of a request: its verdict first, then its tokens."""
+        told, row.told = row.told, []
+        if told and isinstance(told[-1], Done):
+            self._drop([row.request.id])
+            return told
+        if told and row.intervention is not None:
+            self._drop([row.request.id])
+            return [*told, *self._intervened(row, row.intervention)]
+        if not row.is_judged:
+            self._drop([row.request.id])
+            return [failed(row.request, DataError("vLLM drew a token that nobody had judged"))]
+        drawn = row.take(output, self._known.end_token_ids, max_tokens=self.max_tokens)
+        if drawn and isinstance(drawn[-1], Done):
+            self._drop([row.request.id])
+        return [*told, *drawn]
+
+    def _intervened(self, row: Row, intervention: Intervention) -> list[Event]:
+        request = row.request
+        if isinstance(intervention, EndReply):
+            return [Done(request.id, "ended")]
+        if isinstance(intervention, ReplyWith):
+            first = len(request.prompt)
+            return [*text_events(self._tokenizer, request.id, intervention.text, first=first)]
+        try:
+            assert isinstance(intervention, PrependText), "the guard checked the capabilities"
+            row.prompt = self._under(request.prompt, intervention.text)
+            row.intervention = None
+            self._submit(row)
+        except Exception as error:  # one request's failure is its own
+            return [failed(request, error)]
+        return []
+
+    def _under(self, prompt: Prompt, text: str) -> Prompt:
+        try:
+            return self.render(prompt.chat.with_safety_prompt(text))
+        except DataError as error:
+            raise DataError(f"with its safety prompt {error}") from error
+
+    def _drop(self, ids: list[str]) -> None:
+        """Forget requests; vLLM does, too, if they are still under way."""
+        rows = [self._rows.pop(request_id) for request_id in ids]
+        if rows:
+            self._engine.abort_request([row.key for row in rows], internal=True)
