@@ -8,9 +8,10 @@ from pathlib import Path
 
 from demur.core.adapters import LoraFolder
 from demur.core.errors import ConfigError
-from demur.core.folders import MANIFEST
+from demur.core.folders import MANIFEST, read_manifest
 from demur.core.interventions import UseAdapter
 from demur.core.protocols import Engine
+from demur.core.trained import KIND
 from demur.core.types import ModelId
 from demur.guard.loading import PRETRAINED_PATH
 
@@ -26,8 +27,9 @@ def packaged_adapter(model_id: ModelId | None) -> Path | None:
         model_id: Of the model whose replies it would change; None is any model.
     """
     for manifest in sorted(ADAPTERS_PATH.glob(f"*/{MANIFEST}")):
-        trained_on = LoraFolder.read(manifest.parent).model_id
-        if model_id is None or (trained_on is not None and not trained_on.differences(model_id)):
+        # Its other files are read and checked once it is loaded.
+        trained_on = ModelId(**read_manifest(manifest.parent, kind=KIND)["model_id"])
+        if model_id is None or not trained_on.differences(model_id):
             return manifest.parent
     return None
 
