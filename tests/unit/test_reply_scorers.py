@@ -98,12 +98,14 @@ def test_short_lists_code_and_other_scripts_have_not_collapsed(reply: str) -> No
     assert not Collapse().has_collapsed(reply)
 
 
+@pytest.mark.parametrize("replies", [["Yes, sure.", "No", "A"], ["Yes, sure."], ["A"]])
 @pytest.mark.parametrize("architecture", ["llama", "gemma3", "qwen3", "gpt2"])
-def test_replies_that_share_a_cache_are_as_likely_as_read_alone(architecture: str) -> None:
+def test_replies_are_as_likely_as_the_model_says_in_one_pass(
+    architecture: str, replies: list[str]
+) -> None:
     loaded, chat = tiny(architecture), Chat.from_text("Hello there, how are you?")
     renderer = ChatRenderer(loaded.tokenizer, name="tiny")
     prompt = renderer.render(chat)
-    replies = ["Yes, sure.", "No", "A"]
     for reply, found in zip(replies, Likelihood(loaded).log_probs(chat, replies), strict=True):
         ids = list(renderer.with_reply(prompt, reply).token_ids)
         logits = loaded.model(torch.tensor([ids])).logits[0].log_softmax(-1)

@@ -13,6 +13,10 @@ from demur.core.types import Chat
 from demur.modeling.chat import ChatRenderer
 from demur.modeling.load import LoadedModel
 
+ROWS_A_STEP = 32
+"""A pass that is not shared has a multiple of so many tokens: for each new number of rows a CPU
+compiles its matrix products anew, which takes longer than the rows."""
+
 
 class Likelihood:
     """Log-probabilities of replies.
@@ -68,19 +72,36 @@ class Likelihood:
 
     def _logits(self, prompt: Sequence[int], replies: Sequence[Sequence[int]]) -> list[Tensor]:
         """Return the logits [token, vocabulary] before each token of each reply."""
+        if len(replies) == 1:
+            return [self._alone(prompt, replies[0])]
         cache = DynamicCache(config=self._loaded.model.config)
         first = self._run([prompt], cache, keep=1)[0]  # [1, vocabulary]
         rest = max(len(ids) for ids in replies) - 1
         if not rest:
             return [first for _ in replies]
-        if len(replies) > 1:
-            cache.batch_repeat_interleave(len(replies))
+        cache.batch_repeat_interleave(len(replies))
         # Padding stands to the right, where attention to what came before never sees it.
         padded = [[*ids[:-1], *[ids[-1]] * (rest + 1 - len(ids))] for ids in replies]
         later = self._run(padded, cache, keep=rest)  # [reply, token, vocabulary]
         return [
             torch.cat([first, row[: len(ids) - 1]]) for row, ids in zip(later, replies, strict=True)
         ]
+
+    def _alone(self, prompt: Sequence[int], reply: Sequence[int]) -> Tensor:
+        """Return the logits [token, vocabulary] before each token of the only reply, in one pass.
+
+        Filled up on the right to a multiple of rows, for which a CPU has its products compiled.
+        """
+        ids = [*prompt, *reply[:-1]]
+        filler = min(-len(ids) % ROWS_A_STEP, self._loaded.max_tokens - len(ids))
+        keep = torch.arange(len(prompt) - 1, len(ids), device=self._loaded.device)
+        output = self._loaded.model(
+            input_ids=torch.tensor([[*ids, *ids[:1] * filler]], device=self._loaded.device),
+            use_cache=False,
+            logits_to_keep=keep,
+        )
+        logits: Tensor = output.logits[0]
+        return logits
 
     def _run(self, ids: Sequence[Sequence[int]], cache: DynamicCache, *, keep: int) -> Tensor:
         output = self._loaded.model(
