@@ -10,8 +10,8 @@ by round.
 
     .venv-vllm/bin/python -m benchmarks.throughput_vllm [--eager] [--rounds 7] [--streams 1,8,32]
 
-The pooled reads of the packaged detector need all tokens of a prompt, so that `on` does not read the
-prefix cache; `on, last token` does.
+The pooled reads of the packaged detector need all tokens of a prompt, so that `on` does not read
+the prefix cache; `on, last token` does.
 """
 
 import argparse
