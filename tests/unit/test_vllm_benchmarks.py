@@ -1,6 +1,6 @@
 """The benchmarks of the vLLM engine count, compare and judge as they say; vLLM is not needed."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -290,8 +290,8 @@ TEXTS = [
 
 
 @pytest.fixture
-def soaked() -> Iterator[Soaked]:
-    yield Soaked()
+def soaked() -> Soaked:
+    return Soaked()
 
 
 def test_right_answers_of_all_kinds_are_no_problem(soaked: Soaked) -> None:
