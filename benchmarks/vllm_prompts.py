@@ -162,5 +162,12 @@ def _candidates(engine: Engine, seed: int, most_tokens: int, system: str | None)
     for pair in zip(*by_label.values(), strict=False):
         for chat in pair:
             asked = Chat.from_text(chat.last_user_text, system=system)
-            if len(engine.render(asked)) <= most_tokens:
+            if _fits(engine, asked, most_tokens):
                 yield asked
+
+
+def _fits(engine: Engine, chat: Chat, most_tokens: int) -> bool:
+    try:
+        return len(engine.render(chat)) <= most_tokens
+    except DataError:  # longer than the context
+        return False

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.vllm_steps import counting
 from demur.core.errors import CapabilityError
 from demur.core.interventions import Intervention, PrependText, ReplyWith
 from demur.core.protocols import Done, Engine, Request, Scored, TokenOut
@@ -86,7 +87,9 @@ def test_states_are_the_same_in_chunks(plain: TransformersEngine, tight: Any) ->
 
 def test_prompts_that_were_preempted_are_judged_once(plain: TransformersEngine, tight: Any) -> None:
     expected, expected_tokens = read(plain, TEXTS, 100)
-    found, tokens = read(tight, TEXTS, 100)  # six replies do not fit into 20 blocks
+    with counting(tight._engine) as steps:
+        found, tokens = read(tight, TEXTS, 100)  # six replies do not fit into 20 blocks
+    assert steps.num_preempted > 0
     assert_alike(found, expected)
     assert [of[:60] for of in tokens] == [of[:60] for of in expected_tokens]
 
