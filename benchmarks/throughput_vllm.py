@@ -35,12 +35,12 @@ from benchmarks.vllm_arms import (
     Arm,
     Guarded,
     Plain,
-    extracting_engine,
     guarded_engine,
     plain_engine,
     settings_of,
     sizes,
 )
+from benchmarks.vllm_extraction import Connector, Extracting, engine_of
 from benchmarks.vllm_prompts import Pool, choose, guard_of, shared_text
 from benchmarks.vllm_steps import counting
 from benchmarks.vllm_windows import (
@@ -52,8 +52,9 @@ from benchmarks.vllm_windows import (
     problems,
     rates,
     ratios,
+    scores_apart,
 )
-from demur.core.errors import DataError
+from demur.core.linear import LinearDetector
 from demur.guard.calibrated import CalibratedDetector
 from demur.guard.loading import load_detector
 from demur.modeling.load import load
@@ -116,17 +117,22 @@ class Bench:
         self.differing: list[Difference] = []
 
     def extracting(self, folder: Path) -> tuple[Arm | None, str]:
-        """Return the arm of vLLM's own extraction, or None and why it does not run here."""
+        """Return the arm of vLLM's own extraction, or None, and what there is to say of it."""
+        assert isinstance(self.detector.detector, LinearDetector), "vLLM guards with no other"
+        readout, layers = self.detector.detector.readout(), self.guarded._columns.layers
         asked = [Asked("probe", self.pool(is_shared=False)[0].ordinary[0], False, 2)]
         try:
-            layers = self.guarded._columns.layers
-            arm = Plain(extracting_engine(layers, folder, **self.engine_sizes), self.guarded)
+            engine = engine_of(layers, folder, self.engine_sizes)
+            arm = Extracting(engine, self.guarded, readout, layers)
             arm.ask(asked, streams=1)
-            if not list(folder.glob("*.safetensors")):
-                raise DataError("it wrote no states")
         except Exception as error:  # whatever vLLM raises, the other arms go on
-            return None, f"{type(error).__name__}: {error}"
-        return arm, ""
+            return None, f"it was not measured: {type(error).__name__}: {error}"
+        if Connector.why_not is None:
+            return arm, "it ran"
+        return arm, (
+            "it ran with ordinary memory in place of pinned, since as it is it fails here "
+            f"({Connector.why_not})"
+        )
 
     def pool(self, *, is_shared: bool) -> tuple[Pool, CalibratedDetector]:
         """Return the prompts with or without a system message, chosen once."""
@@ -188,6 +194,7 @@ class Bench:
             **vars(cell),
             "requests": sum(map(len, asked)),
             "flagged": sum(one.is_flagged for of in asked for one in of),
+            "scores_apart": scores_apart(timed[NATIVE], timed[ON]) if native else None,
             "arms": {
                 name: {
                     **rates(asked, of),
@@ -245,6 +252,11 @@ class Bench:
         }
 
 
+def shared_memory() -> str | None:
+    """Return where files are kept in memory, as vLLM advises for states; None if nowhere."""
+    return "/dev/shm" if Path("/dev/shm").is_dir() else None
+
+
 def say(text: str) -> None:
     """Tell how far it is."""
     print(text, file=sys.stderr, flush=True)
@@ -254,11 +266,11 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """Return all results."""
     started = time.perf_counter()
     bench = Bench(options)
-    with tempfile.TemporaryDirectory(prefix="demur-states-") as folder:
-        native, why_not = (None, "not asked for")
+    with tempfile.TemporaryDirectory(prefix="demur-states-", dir=shared_memory()) as folder:
+        native, said = (None, "it was not asked for")
         if options.native:
             say("trying vLLM's own extraction")
-            native, why_not = bench.extracting(Path(folder))
+            native, said = bench.extracting(Path(folder))
         cells = []
         for cell in cells_of(options.streams, options.flagged):
             say(cell.name)
@@ -272,7 +284,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "model": bench.guarded.model_id.as_dict(),
         "asked": {name: value for name, value in vars(options).items() if name != "out"},
         "settings": {OFF: settings_of(bench.plain), ON: settings_of(bench.guarded._engine)},
-        "extraction": why_not or "it ran",
+        "extraction": said,
         "cells": cells,
         "nearly_greedy": bench.nearly_greedy(),
         "claims": claims(cells),

@@ -42,7 +42,6 @@ def _head(found: Mapping[str, Any]) -> str:
     machine, asked, settings = found["machine"], found["asked"], found["settings"]["on"]
     versions = ", ".join(f"{name} {value}" for name, value in found["versions"].items() if value)
     note = f" {found['note']}." if found["note"] else ""
-    extraction = found["extraction"]
     return (
         "# The guard inside vLLM\n\n"
         f"`{found['command']}` on {machine['cores']} cores of {machine['processor']}, "
@@ -57,12 +56,8 @@ def _head(found: Mapping[str, Any]) -> str:
         "and times are those of the replies to prompts that pass, with rendering and queue. Steps "
         f"hold {settings['max_num_batched_tokens']} tokens, a block of the cache "
         f"{settings['block_size']}; the cache is emptied before each window.\n\n"
-        + (
-            "vLLM's own extraction of hidden states (`extract_hidden_states`) ran beside them."
-            if extraction == "it ran"
-            else "vLLM's own extraction of hidden states (`extract_hidden_states`) was not "
-            f"measured: {extraction}."
-        )
+        "vLLM's own extraction of hidden states (`extract_hidden_states`) writes the states of all "
+        f"tokens into a file, which is read and scored at a reply's end: {found['extraction']}."
     )
 
 
@@ -130,6 +125,14 @@ def _checks(found: Mapping[str, Any]) -> str:
                 f"| {counts['preempted']} |"
             )
     near = found["nearly_greedy"]
+    apart = [cell["scores_apart"] for cell in found["cells"] if cell["scores_apart"]]
+    scores = (
+        f"Scores of the states that vLLM extracts and those of `on` lie at most "
+        f"{max(of['most'] for of in apart):.3f} apart; they spread by "
+        f"{apart[0]['spread']:.2f} (standard deviation)."
+        if apart
+        else ""
+    )
     return "\n".join(
         [
             "## What was checked\n",
@@ -139,7 +142,7 @@ def _checks(found: Mapping[str, Any]) -> str:
             "counterpart, was read behind its own prompt by transformers: of "
             f"{near['replies']} replies {near['beyond_margin']} had a token {near['margin']} or "
             f"more below the largest logit (the furthest was {near['largest_gap']:.2f}). The last "
-            "four columns are of one window.\n",
+            f"four columns are of one window. {scores}\n",
             "| round | arm | prompts scored | lost, unscored or on a wrong route "
             "| replies that differ | prompt tokens computed | prompts with prefix hits "
             "| prompts in chunks | preemptions |",

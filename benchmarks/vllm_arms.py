@@ -1,4 +1,4 @@
-"""The arms of the vLLM benchmarks: vLLM by itself, guarded, and with its own extraction of states.
+"""The arms of the vLLM benchmarks: vLLM by itself, and guarded.
 
 All run in this process, on the same model and with the same sizes. What is no arm's business is
 left as vLLM has it; what it made of that stands in the results (`settings_of`).
@@ -8,7 +8,6 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, Protocol
 
 from vllm import SamplingParams
@@ -27,7 +26,6 @@ from demur.guard.loading import readouts_of
 from demur.modeling.load import locate
 
 DETECTORS = ("pretrained",)
-CONNECTOR = "ExampleHiddenStatesConnector"
 
 
 class Arm(Protocol):
@@ -84,30 +82,6 @@ def guarded_engine(model: str, dtype: Dtype, options: dict[str, Any]) -> VllmEng
     )
 
 
-def extracting_engine(layers: Sequence[int], folder: Path, **options: Any) -> LLMEngine:
-    """Return vLLM's engine that writes the hidden states of each prompt into a file.
-
-    Args:
-        layers: 0-based blocks whose output is kept.
-        folder: Of the files.
-        options: Fields of vLLM's `EngineArgs`.
-    """
-    inputs = [layer + 1 for layer in layers]  # vLLM names the block that a state goes into
-    return plain_engine(
-        speculative_config={
-            "method": "extract_hidden_states",
-            "num_speculative_tokens": 1,
-            "draft_model_config": {"hf_config": {"eagle_aux_hidden_state_layer_ids": inputs}},
-        },
-        kv_transfer_config={
-            "kv_connector": CONNECTOR,
-            "kv_role": "kv_producer",
-            "kv_connector_extra_config": {"shared_storage_path": str(folder)},
-        },
-        **options,
-    )
-
-
 def settings_of(engine: LLMEngine) -> dict[str, Any]:
     """Return what vLLM made of its arguments."""
     config = engine.vllm_config
@@ -150,7 +124,9 @@ class Plain:
                 (completion,) = output.outputs
                 answer = answers[output.request_id]
                 answer.add(completion.token_ids, at=time.perf_counter())
-                running -= output.finished
+                if output.finished:
+                    self._finish(output, answer)
+                    running -= 1
 
     def _submit(self, one: Asked) -> Answer:
         answer = Answer(time.perf_counter())
@@ -163,6 +139,9 @@ class Plain:
         )
         self.vllm.add_request(one.id, {"prompt_token_ids": ids}, params)
         return answer
+
+    def _finish(self, output: RequestOutput, answer: Answer) -> None:
+        """Do what comes after a reply's last token."""
 
     def render(self, one: Asked) -> list[int]:
         """Return a prompt's tokens, as transformers renders chats."""
@@ -219,4 +198,5 @@ class Guarded:
             reply, answer = exchange.reply(), answers[request_id]
             answer.route, answer.error = reply.route, reply.error
             answer.is_scored = exchange.is_scored
+            answer.score = reply.verdicts[0].score if reply.verdicts else None
         return Window(answers, seconds)

@@ -13,6 +13,7 @@ import numpy as np
 
 from benchmarks.alternating import summary
 from benchmarks.serving_soak import percentiles
+from demur.core.errors import DataError
 from demur.core.results import PASS
 from demur.core.types import Chat
 
@@ -37,6 +38,8 @@ class Answer:
     """When each of its tokens came."""
     route: str = PASS
     is_scored: bool = False
+    score: float | None = None
+    """Of the first detector."""
     error: str | None = None
 
     def add(self, token_ids: Iterable[int], *, at: float) -> None:
@@ -148,6 +151,28 @@ def problems(asked: Sequence[Asked], window: Window, *, is_guarded: bool) -> lis
         elif is_guarded and (answer.route != PASS) != one.is_flagged:
             found.append(f"request {one.id}: the route is {answer.route}")
     return found
+
+
+def scores_apart(ours: Sequence[Window], theirs: Sequence[Window]) -> dict[str, float]:
+    """Return how far two arms' scores of the same prompts lie apart, and how far they spread.
+
+    Raises:
+        DataError: A prompt was not scored.
+    """
+    pairs = [
+        (answer.score, other.answers[request_id].score)
+        for one, other in zip(ours, theirs, strict=True)
+        for request_id, answer in one.answers.items()
+    ]
+    if any(None in pair for pair in pairs):
+        raise DataError("a prompt was not scored")
+    scores = np.array(pairs, dtype=float)
+    apart = np.abs(scores[:, 0] - scores[:, 1])
+    return {
+        "median": float(np.median(apart)),
+        "most": float(apart.max()),
+        "spread": float(scores.std()),
+    }
 
 
 def rates(asked: Sequence[Sequence[Asked]], windows: Sequence[Window]) -> dict[str, Any]:

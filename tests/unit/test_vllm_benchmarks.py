@@ -1,6 +1,7 @@
 """The benchmarks of the vLLM engine count, compare and judge as they say; vLLM is not needed."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from benchmarks.soak_vllm_checks import FEWEST, MOST, Check, Known, Vanishing, distinct, power
 from benchmarks.throughput_vllm_report import AT_LEAST, CONTROL, LAST, ON, claims, markdown
+from benchmarks.vllm_extraction_scores import score
 from benchmarks.vllm_prompts import MARGIN, choose, guard_of, last_only, sides_of
 from benchmarks.vllm_steps import Steps, counting
 from benchmarks.vllm_windows import (
@@ -20,9 +22,11 @@ from benchmarks.vllm_windows import (
     problems,
     rates,
     ratios,
+    scores_apart,
 )
 from demur.core.errors import DataError
-from demur.core.protocols import Done
+from demur.core.protocols import Done, Request
+from demur.core.readings import Readings
 from demur.core.readout import LinearReadout
 from demur.core.reads import CaptureSpec
 from demur.core.types import Chat, Sampling
@@ -182,6 +186,37 @@ def test_a_workload_has_its_share_of_flagged_prompts(share: float, expected: int
     assert all(one.is_flagged == (one.chat in CHATS[9:]) for one in every)
     assert found == flagged_of(0)
     assert found != flagged_of(1)
+
+
+def test_scores_of_two_arms_are_held_against_each_other() -> None:
+    one, other = [window([1], [2])], [window([1], [2])]
+    for found, scores in ((one, (1.0, 3.0)), (other, (1.5, 2.9))):
+        for answer, score in zip(found[0].answers.values(), scores, strict=True):
+            answer.score = score
+    found = scores_apart(one, other)
+    assert (found["median"], found["most"]) == (pytest.approx(0.3), 0.5)
+    assert found["spread"] == np.std([1.0, 3.0, 1.5, 2.9])
+    one[0].answers["1"].score = None
+    with pytest.raises(DataError, match="not scored"):
+        scores_apart(one, other)
+
+
+def test_scores_of_all_states_are_those_of_the_read_out() -> None:
+    engine = TransformersEngine(tiny())
+    rms = replace(MEAN_READ, normalise="rms")
+    generator = np.random.default_rng(0)
+    weights = {
+        spec: generator.standard_normal((len(spec.layers), 32)).astype(np.float32)
+        for spec in (LAST_READ, rms)
+    }
+    readout, layers = LinearReadout(weights, 0.7), (1, 2, 3)
+    prompt = engine.render(Chat.from_text("some text", system="be kind"))
+    every = CaptureSpec(layers, "all")
+    seen: list[Readings] = []
+    list(engine.run([Request("0", prompt, Sampling(max_tokens=0), (*weights, every), seen.append)]))
+    (states,) = seen[0].values[every]  # [layer, token, d_model]
+    found = score(readout, layers, prompt, np.moveaxis(states, 0, 1).astype(np.float64))
+    assert found == pytest.approx(float(readout.score(seen[0])[0]), rel=1e-5)
 
 
 # Prompts
@@ -390,6 +425,7 @@ def cell(low: float, high: float, *, noise: float = 0.001, streams: int = 32) ->
         "streams": streams,
         "requests": 40,
         "flagged": 0,
+        "scores_apart": {"median": 0.01, "most": 0.05, "spread": 2.0},
         "ratios": {ON: of(low, high), LAST: of(0.999, 1.0), CONTROL: of(1 - noise, 1 + noise)},
         "arms": dict.fromkeys(names, arm),
     }
@@ -422,7 +458,7 @@ def test_few_streams_make_no_claim_and_the_page_shows_all_arms() -> None:
             "settings": {
                 "on": {"compilation": "NONE", "max_num_batched_tokens": 256, "block_size": 128}
             },
-            "extraction": "RuntimeError: no CUDA",
+            "extraction": "it was not measured: RuntimeError: no CUDA",
             "cells": cells,
             "nearly_greedy": {
                 "replies": 0, "largest_gap": 0.0, "margin": 1.0, "beyond_margin": 0
@@ -430,7 +466,8 @@ def test_few_streams_make_no_claim_and_the_page_shows_all_arms() -> None:
             "claims": claims(cells),
         }
     )  # fmt: skip
-    assert "was not measured: RuntimeError: no CUDA" in page
+    assert "it was not measured: RuntimeError: no CUDA." in page
+    assert "lie at most 0.050 apart" in page
     assert f"{AT_LEAST:.0%}" in page
     assert "0.996 (0.992 to 1.000)" in page
     for name in ("off", "off again", "on", "on, last token"):

@@ -1,0 +1,106 @@
+"""vLLM's own extraction of hidden states, to compare with: a file a request, scored at its end.
+
+What is computed, kept and written is vLLM's (`extract_hidden_states` with its example connector).
+That asks for pinned memory, which a machine without a GPU has not: it then gets ordinary memory.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from vllm.distributed.kv_transfer.kv_connector.v1.example_hidden_states_connector import (
+    ExampleHiddenStatesConnector,
+    PendingSave,
+    load_hidden_states,
+)
+from vllm.outputs import RequestOutput
+from vllm.v1.engine.llm_engine import LLMEngine
+
+from benchmarks.vllm_arms import Plain, plain_engine
+from benchmarks.vllm_extraction_scores import score
+from benchmarks.vllm_windows import Answer
+from demur.core.readout import LinearReadout
+from demur.engines.vllm import VllmEngine
+
+
+class Connector(ExampleHiddenStatesConnector):  # type: ignore[misc]
+    """vLLM's connector, with ordinary memory where there is no pinned one."""
+
+    why_not: ClassVar[str | None] = None
+    """What vLLM's own said when it failed."""
+
+    def _submit_async_write(self, pending: PendingSave) -> None:
+        if Connector.why_not is None:
+            try:
+                super()._submit_async_write(pending)
+                return
+            except RuntimeError as error:
+                Connector.why_not = f"{type(error).__name__}: {error}"
+        plain = torch.empty_like
+
+        def ordinary(like: torch.Tensor, *, device: str, pin_memory: bool) -> torch.Tensor:
+            return plain(like, device=device)
+
+        with patch.object(torch, "empty_like", ordinary):
+            super()._submit_async_write(pending)
+
+
+def engine_of(layers: Sequence[int], folder: Path, sizes: Mapping[str, Any]) -> LLMEngine:
+    """Return vLLM's engine that writes the states of each prompt into a file.
+
+    Args:
+        layers: 0-based blocks whose output is kept.
+        folder: Of the files.
+        sizes: Fields of vLLM's `EngineArgs`.
+    """
+    inputs = [layer + 1 for layer in layers]  # vLLM names the block that a state goes into
+    return plain_engine(
+        speculative_config={
+            "method": "extract_hidden_states",
+            "num_speculative_tokens": 1,
+            "draft_model_config": {"hf_config": {"eagle_aux_hidden_state_layer_ids": inputs}},
+        },
+        kv_transfer_config={
+            "kv_connector": Connector.__name__,
+            "kv_connector_module_path": __name__,
+            "kv_role": "kv_producer",
+            "kv_connector_extra_config": {"shared_storage_path": str(folder)},
+        },
+        **sizes,
+    )
+
+
+class Extracting(Plain):
+    """vLLM by itself, whose states are read from a file and scored when a reply is complete.
+
+    Args:
+        vllm: An engine that extracts.
+        guarded: Renders prompts.
+        readout: Of the detector.
+        layers: That the engine extracts, in order.
+    """
+
+    def __init__(
+        self, vllm: LLMEngine, guarded: VllmEngine, readout: LinearReadout, layers: Sequence[int]
+    ) -> None:
+        super().__init__(vllm, guarded)
+        self._score = partial(score, readout, layers)
+        self._guarded = guarded
+        self._prompts: dict[str, Any] = {}
+
+    def _submit(self, one: Any) -> Answer:
+        answer = super()._submit(one)
+        self._prompts[one.id] = self._guarded.render(one.chat)
+        return answer
+
+    def _finish(self, output: RequestOutput, answer: Answer) -> None:
+        path = output.kv_transfer_params["hidden_states_path"]
+        states = load_hidden_states(path)["hidden_states"].float().numpy()
+        answer.score = self._score(self._prompts.pop(output.request_id), states.astype(np.float64))
+        answer.is_scored = True
+        for name in (path, f"{path}.lock"):
+            Path(name).unlink(missing_ok=True)
