@@ -117,7 +117,7 @@ class Plain:
             while running < streams and (one := next(waiting, None)) is not None:
                 answers[one.id] = self._submit(one)
                 running += 1
-            if not running:
+            if not running and self._is_done():
                 return Window(answers, time.perf_counter() - began_at)
             for output in self.vllm.step():
                 assert isinstance(output, RequestOutput)
@@ -142,6 +142,10 @@ class Plain:
 
     def _finish(self, output: RequestOutput, answer: Answer) -> None:
         """Do what comes after a reply's last token."""
+
+    def _is_done(self) -> bool:
+        """Say whether nothing is left to do for replies that are complete."""
+        return True
 
     def render(self, one: Asked) -> list[int]:
         """Return a prompt's tokens, as transformers renders chats."""

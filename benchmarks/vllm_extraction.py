@@ -4,13 +4,13 @@ What is computed, kept and written is vLLM's (`extract_hidden_states` with its e
 That asks for pinned memory, which a machine without a GPU has not: it then gets ordinary memory.
 """
 
+import fcntl
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 from unittest.mock import patch
 
-import numpy as np
 import torch
 from vllm.distributed.kv_transfer.kv_connector.v1.example_hidden_states_connector import (
     ExampleHiddenStatesConnector,
@@ -22,8 +22,9 @@ from vllm.v1.engine.llm_engine import LLMEngine
 
 from benchmarks.vllm_arms import Plain, plain_engine
 from benchmarks.vllm_extraction_scores import score
-from benchmarks.vllm_windows import Answer
+from benchmarks.vllm_windows import Answer, Asked
 from demur.core.readout import LinearReadout
+from demur.core.types import Prompt
 from demur.engines.vllm import VllmEngine
 
 
@@ -90,17 +91,39 @@ class Extracting(Plain):
         super().__init__(vllm, guarded)
         self._score = partial(score, readout, layers)
         self._guarded = guarded
-        self._prompts: dict[str, Any] = {}
+        self._prompts: dict[str, Prompt] = {}
+        self._unread: list[tuple[str, Prompt, Answer]] = []
 
-    def _submit(self, one: Any) -> Answer:
+    def _submit(self, one: Asked) -> Answer:
         answer = super()._submit(one)
         self._prompts[one.id] = self._guarded.render(one.chat)
         return answer
 
     def _finish(self, output: RequestOutput, answer: Answer) -> None:
+        """Take note of the file; vLLM writes it in its next step."""
         path = output.kv_transfer_params["hidden_states_path"]
-        states = load_hidden_states(path)["hidden_states"].float().numpy()
-        answer.score = self._score(self._prompts.pop(output.request_id), states.astype(np.float64))
-        answer.is_scored = True
-        for name in (path, f"{path}.lock"):
-            Path(name).unlink(missing_ok=True)
+        self._unread.append((path, self._prompts.pop(output.request_id), answer))
+        self._is_done()
+
+    def _is_done(self) -> bool:
+        """Score what was written meanwhile."""
+        waiting, self._unread = self._unread, []
+        for path, prompt, answer in waiting:
+            if not _is_written(path):
+                self._unread.append((path, prompt, answer))
+                continue
+            states = load_hidden_states(path)["hidden_states"].double().numpy()
+            answer.score, answer.is_scored = self._score(prompt, states), True
+            for name in (path, f"{path}.lock"):
+                Path(name).unlink()
+        return not self._unread
+
+
+def _is_written(path: str) -> bool:
+    """Say whether vLLM has let go of a file; waiting would stop it, in one process."""
+    with Path(f"{path}.lock").open() as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return Path(path).is_file()

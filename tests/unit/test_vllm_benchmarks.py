@@ -190,9 +190,9 @@ def test_a_workload_has_its_share_of_flagged_prompts(share: float, expected: int
 
 def test_scores_of_two_arms_are_held_against_each_other() -> None:
     one, other = [window([1], [2])], [window([1], [2])]
-    for found, scores in ((one, (1.0, 3.0)), (other, (1.5, 2.9))):
-        for answer, score in zip(found[0].answers.values(), scores, strict=True):
-            answer.score = score
+    for of, scores in ((one, (1.0, 3.0)), (other, (1.5, 2.9))):
+        for answer, number in zip(of[0].answers.values(), scores, strict=True):
+            answer.score = number
     found = scores_apart(one, other)
     assert (found["median"], found["most"]) == (pytest.approx(0.3), 0.5)
     assert found["spread"] == np.std([1.0, 3.0, 1.5, 2.9])
