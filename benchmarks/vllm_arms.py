@@ -6,6 +6,7 @@ left as vLLM has it; what it made of that stands in the results (`settings_of`).
 
 import os
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, Protocol
@@ -16,10 +17,12 @@ from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.llm_engine import LLMEngine
 
+from benchmarks.vllm_steps import counting
 from benchmarks.vllm_windows import Answer, Asked, Window
 from demur.core.protocols import Request
 from demur.core.types import Dtype, Prompt, Sampling
 from demur.engines.vllm import VllmEngine
+from demur.engines.vllm.rows import Known
 from demur.guard import Guard
 from demur.guard.exchange import Exchange
 from demur.guard.loading import readouts_of
@@ -31,12 +34,37 @@ DETECTORS = ("pretrained",)
 class Arm(Protocol):
     """Answers requests."""
 
-    @property
-    def vllm(self) -> LLMEngine:
-        """What runs the model."""
+    def reset(self) -> None:
+        """Empty the prefix cache."""
 
     def ask(self, asked: Sequence[Asked], *, streams: int) -> Window:
         """Answer requests, with so many under way at a time."""
+
+    def count(self, asked: Sequence[Asked], *, streams: int) -> tuple[Window, dict[str, int]]:
+        """Do the same, and count what vLLM computes."""
+
+
+class InProcess(ABC):
+    """An arm whose engine runs in this process."""
+
+    @property
+    @abstractmethod
+    def vllm(self) -> LLMEngine:
+        """What runs the model."""
+
+    @abstractmethod
+    def ask(self, asked: Sequence[Asked], *, streams: int) -> Window:
+        """Answer requests, with so many under way at a time."""
+
+    def reset(self) -> None:
+        """Empty the prefix cache."""
+        self.vllm.reset_prefix_cache()
+
+    def count(self, asked: Sequence[Asked], *, streams: int) -> tuple[Window, dict[str, int]]:
+        """Answer requests, and count what vLLM computes."""
+        with counting(self.vllm) as steps:
+            window = self.ask(asked, streams=streams)
+        return window, steps.as_dict()
 
 
 def sizes(
@@ -96,18 +124,23 @@ def settings_of(engine: LLMEngine) -> dict[str, Any]:
     }
 
 
-class Plain:
+class Plain(InProcess):
     """vLLM by itself: no taps, no readings, no judge.
 
     Args:
         vllm: The engine.
-        guarded: Gives the tokenizer and the model's end tokens, and nothing else.
+        known: The model's tokenizer and end tokens.
     """
 
-    def __init__(self, vllm: LLMEngine, guarded: VllmEngine) -> None:
-        self.vllm = vllm
-        self._tokenizer = guarded._known.tokenizer
-        self._end_token_ids = sorted(guarded._known.end_token_ids)
+    def __init__(self, vllm: LLMEngine, known: Known) -> None:
+        self._vllm = vllm
+        self._known = known
+        self._end_token_ids = sorted(known.end_token_ids)
+
+    @property
+    def vllm(self) -> LLMEngine:
+        """What runs the model."""
+        return self._vllm
 
     def ask(self, asked: Sequence[Asked], *, streams: int) -> Window:
         """Answer requests."""
@@ -119,7 +152,7 @@ class Plain:
                 running += 1
             if not running and self._is_done():
                 return Window(answers, time.perf_counter() - began_at)
-            for output in self.vllm.step():
+            for output in self._vllm.step():
                 assert isinstance(output, RequestOutput)
                 (completion,) = output.outputs
                 answer = answers[output.request_id]
@@ -137,7 +170,7 @@ class Plain:
             stop_token_ids=self._end_token_ids,
             output_kind=RequestOutputKind.DELTA,
         )
-        self.vllm.add_request(one.id, {"prompt_token_ids": ids}, params)
+        self._vllm.add_request(one.id, {"prompt_token_ids": ids}, params)
         return answer
 
     def _finish(self, output: RequestOutput, answer: Answer) -> None:
@@ -149,14 +182,15 @@ class Plain:
 
     def render(self, one: Asked) -> list[int]:
         """Return a prompt's tokens, as transformers renders chats."""
-        text = self._tokenizer.apply_chat_template(
+        tokenizer = self._known.tokenizer
+        text = tokenizer.apply_chat_template(
             one.chat.as_messages(), tokenize=False, add_generation_prompt=True
         )
-        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 
 
-class Guarded:
+class Guarded(InProcess):
     """The guarded engine.
 
     Args:

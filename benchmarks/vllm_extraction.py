@@ -20,12 +20,16 @@ from vllm.distributed.kv_transfer.kv_connector.v1.example_hidden_states_connecto
 from vllm.outputs import RequestOutput
 from vllm.v1.engine.llm_engine import LLMEngine
 
-from benchmarks.vllm_arms import Plain, plain_engine
+from benchmarks.vllm_arms import DETECTORS, Plain, plain_engine
 from benchmarks.vllm_extraction_scores import score
 from benchmarks.vllm_windows import Answer, Asked
 from demur.core.readout import LinearReadout
-from demur.core.types import Prompt
-from demur.engines.vllm import VllmEngine
+from demur.core.types import Chat, Dtype, Prompt
+from demur.engines._columns import Columns
+from demur.engines.vllm.rows import Known
+from demur.guard.loading import readouts_of
+from demur.modeling.chat import ChatRenderer
+from demur.modeling.load import load
 
 
 class Connector(ExampleHiddenStatesConnector):  # type: ignore[misc]
@@ -80,23 +84,32 @@ class Extracting(Plain):
 
     Args:
         vllm: An engine that extracts.
-        guarded: Renders prompts.
+        known: Renders prompts.
         readout: Of the detector.
         layers: That the engine extracts, in order.
     """
 
     def __init__(
-        self, vllm: LLMEngine, guarded: VllmEngine, readout: LinearReadout, layers: Sequence[int]
+        self, vllm: LLMEngine, known: Known, readout: LinearReadout, layers: Sequence[int]
     ) -> None:
-        super().__init__(vllm, guarded)
+        super().__init__(vllm, known)
         self._score = partial(score, readout, layers)
-        self._guarded = guarded
         self._prompts: dict[str, Prompt] = {}
         self._unread: list[tuple[str, Prompt, Answer]] = []
 
+    @staticmethod
+    def how_it_runs() -> str:
+        """Say what had to be changed so that vLLM's extraction runs here."""
+        if Connector.why_not is None:
+            return "it ran"
+        return (
+            "it ran with ordinary memory in place of pinned, since as it is it fails here "
+            f"({Connector.why_not})"
+        )
+
     def _submit(self, one: Asked) -> Answer:
         answer = super()._submit(one)
-        self._prompts[one.id] = self._guarded.render(one.chat)
+        self._prompts[one.id] = self._known.renderer.render(one.chat)
         return answer
 
     def _finish(self, output: RequestOutput, answer: Answer) -> None:
@@ -127,3 +140,21 @@ def _is_written(path: str) -> bool:
         except BlockingIOError:
             return False
     return Path(path).is_file()
+
+
+def extracting(sizes: dict[str, Any], *, model: str, dtype: Dtype, folder: str) -> Extracting:
+    """Return the arm, for the packaged detector.
+
+    Args:
+        sizes: Fields of vLLM's `EngineArgs`.
+        model: As `--model` takes it.
+        dtype: Of the weights.
+        folder: Of the files.
+    """
+    loaded = load(model, dtype=dtype)
+    known = Known(ChatRenderer.of(loaded), loaded.tokenizer, loaded.model_id, loaded.end_token_ids)
+    readout, *_ = readouts_of(DETECTORS, loaded.model_id)
+    layers = Columns.of([readout], num_blocks=len(loaded.parts.blocks)).layers
+    arm = Extracting(engine_of(layers, Path(folder), sizes), known, readout, layers)
+    arm.ask([Asked("probe", Chat.from_text("Hello"), False, 2)], streams=1)
+    return arm

@@ -451,7 +451,7 @@ def test_few_streams_make_no_claim_and_the_page_shows_all_arms() -> None:
         {
             "command": "python -m benchmarks.throughput_vllm",
             "machine": {"cores": 2, "processor": "some", "memory_gib": 8},
-            "versions": {"torch": "2", "vllm": None},
+            "versions": {"torch": "2"},
             "note": "",
             "model": {"name": "tiny", "dtype": "float32"},
             "asked": {"rounds": 5, "seed": 0, "responder": "safety_prompt"},
