@@ -1,7 +1,8 @@
 """vLLM's own extraction of hidden states, to compare with: a file a request, scored at its end.
 
 What is computed, kept and written is vLLM's (`extract_hidden_states` with its example connector).
-That asks for pinned memory, which a machine without a GPU has not: it then gets ordinary memory.
+That asks for pinned memory and for events, which a machine without a GPU has not: what takes their
+place there is below.
 """
 
 import fcntl
@@ -33,7 +34,7 @@ from demur.modeling.load import load
 
 
 class Connector(ExampleHiddenStatesConnector):  # type: ignore[misc]
-    """vLLM's connector, with ordinary memory where there is no pinned one."""
+    """vLLM's connector, with ordinary memory and no events where there is no GPU."""
 
     why_not: ClassVar[str | None] = None
     """What vLLM's own said when it failed."""
@@ -52,6 +53,16 @@ class Connector(ExampleHiddenStatesConnector):  # type: ignore[misc]
 
         with patch.object(torch, "empty_like", ordinary):
             super()._submit_async_write(pending)
+        # Without a GPU vLLM's events can only be waited for, and the copy is made at once.
+        self._req_copy_events[pending.req_id] = _Over()
+
+
+class _Over:
+    """An event that has happened."""
+
+    def query(self) -> bool:
+        """Say so."""
+        return True
 
 
 def engine_of(layers: Sequence[int], folder: Path, sizes: Mapping[str, Any]) -> LLMEngine:
@@ -103,7 +114,7 @@ class Extracting(Plain):
         if Connector.why_not is None:
             return "it ran"
         return (
-            "it ran with ordinary memory in place of pinned, since as it is it fails here "
+            "it ran with ordinary memory and without events, since as it is it fails here "
             f"({Connector.why_not})"
         )
 
