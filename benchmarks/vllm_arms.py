@@ -220,7 +220,9 @@ class Guarded(InProcess):
             for one in asked:
                 sampling = Sampling(max_tokens=one.max_tokens)
                 answers[one.id] = Answer(time.perf_counter())
-                exchange = self._guard.open(one.chat, sampling, request_id=one.id)
+                exchange = self._guard.open(
+                    one.chat, sampling, request_id=one.id, wants_logprobs=False
+                )
                 exchanges[one.id] = exchange
                 if exchange.request is not None:
                     yield exchange.request

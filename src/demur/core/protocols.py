@@ -60,6 +60,8 @@ class Request:
     last one too."""
     is_abandoned: Callable[[], bool] = never
     """Asked before the prefill and before each token: nobody waits for the reply any more."""
+    wants_logprobs: bool = True
+    """False lets an engine to which they cost something leave them out: they are NaN then."""
     checkpoints: tuple[Checkpoint, ...] = ()
     """What of the prefill an intervention may want to go on from; stored until `decide` is done."""
 
