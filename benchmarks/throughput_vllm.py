@@ -8,7 +8,8 @@ the same requests for each arm, with 1, 8 or 32 under way at a time and 0%, 1% o
 `shared` rounds give all prompts one system message that the prefix cache holds. Ratios are paired
 by round.
 
-    .venv-vllm/bin/python -m benchmarks.throughput_vllm [--eager] [--rounds 7] [--streams 1,8,32]
+    .venv-vllm/bin/python -m benchmarks.throughput_vllm [--eager] [--rounds 9] [--max-tokens 32]
+        [--streams 1,8,32] [--flagged 0,0.01,0.1] [--no-shared] [--no-native]
 
 The pooled reads of the packaged detector need all tokens of a prompt, so that `on` does not read
 the prefix cache; `on, last token` does.
@@ -23,6 +24,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -84,10 +86,12 @@ class Cell:
         return f"{self.streams} stream{'s' * (self.streams > 1)}, {self.share:.0%} flagged{prefix}"
 
 
-def cells_of(streams: Sequence[int], shares: Sequence[float]) -> list[Cell]:
+def cells_of(options: argparse.Namespace) -> list[Cell]:
     """Return all cells: those with a shared prefix have no flagged prompts."""
-    own = [Cell(number, share) for share in shares for number in streams]
-    return [*own, *(Cell(number, 0.0, is_shared=True) for number in streams)]
+    own = [Cell(number, share) for share in options.flagged for number in options.streams]
+    if not options.shared:
+        return own
+    return [*own, *(Cell(number, 0.0, is_shared=True) for number in options.streams)]
 
 
 class Bench:
@@ -162,7 +166,11 @@ class Bench:
             pool.ordinary,
             pool.flagged,
             cell.share,
-            per_window=max(options.least, cell.streams * options.per_stream),
+            per_window=max(
+                options.least,
+                cell.streams * options.per_stream,
+                ceil(1 / (cell.share * options.rounds)) if cell.share else 0,
+            ),
             windows=options.rounds,
             max_tokens=options.max_tokens,
             seed=options.seed,
@@ -307,7 +315,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             except ElsewhereError as error:
                 said = f"it was not measured: {error}"
         cells = []
-        for cell in cells_of(options.streams, options.flagged):
+        for cell in cells_of(options):
             say(cell.name)
             cells.append(bench.measure(cell, native))
     return {
@@ -352,6 +360,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--dtype", default="auto", help="of the weights")
     parser.add_argument("--eager", action="store_true", help="compile nothing")
     parser.add_argument("--native", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--shared", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--note", default="", help="on the machine, such as what else runs")
     parser.add_argument("--out", type=Path, default=RESULTS, help="the folder of results")
     parser.add_argument("--json", action="store_true", help="print JSON instead of Markdown")

@@ -128,7 +128,7 @@ def _checks(found: Mapping[str, Any]) -> str:
     apart = [cell["scores_apart"] for cell in found["cells"] if cell["scores_apart"]]
     scores = (
         f"Scores of the states that vLLM extracts and those of `on` lie at most "
-        f"{max(of['most'] for of in apart):.3f} apart; they spread by "
+        f"{max(of['most'] for of in apart):.1e} apart; they spread by "
         f"{apart[0]['spread']:.2f} (standard deviation)."
         if apart
         else ""

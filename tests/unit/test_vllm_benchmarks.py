@@ -467,7 +467,7 @@ def test_few_streams_make_no_claim_and_the_page_shows_all_arms() -> None:
         }
     )  # fmt: skip
     assert "it was not measured: RuntimeError: no CUDA." in page
-    assert "lie at most 0.050 apart" in page
+    assert "lie at most 5.0e-02 apart" in page
     assert f"{AT_LEAST:.0%}" in page
     assert "0.996 (0.992 to 1.000)" in page
     for name in ("off", "off again", "on", "on, last token"):
