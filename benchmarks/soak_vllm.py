@@ -29,7 +29,7 @@ from benchmarks.vllm_arms import DETECTORS, Guarded, guarded_engine, settings_of
 from benchmarks.vllm_prompts import choose, guard_of, shared_text
 from benchmarks.vllm_steps import counting
 from benchmarks.vllm_windows import Asked
-from demur.core.protocols import Done, Request
+from demur.core.protocols import Done, Request, never
 from demur.core.types import Chat, Sampling
 from demur.guard import Guard
 from demur.guard.exchange import Exchange
@@ -143,7 +143,8 @@ class Soak:
                 chat,
                 Sampling(max_tokens=int(generator.integers(FEWEST, MOST + 1))),
                 request_id=request_id,
-                **({} if vanishing is None else {"is_abandoned": vanishing}),
+                is_abandoned=vanishing or never,
+                wants_logprobs=False,
             )
             exchanges[request_id] = exchange
             self.check.expect(request_id, None if is_flagged else place, vanishing)

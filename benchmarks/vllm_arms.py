@@ -20,7 +20,7 @@ from vllm.v1.engine.llm_engine import LLMEngine
 from benchmarks.vllm_steps import counting
 from benchmarks.vllm_windows import Answer, Asked, Window
 from demur.core.protocols import Request
-from demur.core.types import Dtype, Prompt, Sampling
+from demur.core.types import Prompt, Sampling
 from demur.engines.vllm import VllmEngine
 from demur.engines.vllm.rows import Known
 from demur.guard import Guard
@@ -68,7 +68,7 @@ class InProcess(ABC):
 
 
 def sizes(
-    model: str, dtype: Dtype, *, max_seqs: int, max_tokens: int, is_eager: bool, **more: Any
+    model: str, dtype: str, *, max_seqs: int, max_tokens: int, is_eager: bool, **more: Any
 ) -> dict[str, Any]:
     """Return what both engines are told.
 
@@ -97,7 +97,7 @@ def plain_engine(**options: Any) -> LLMEngine:
     return LLMEngine.from_engine_args(EngineArgs(**options))
 
 
-def guarded_engine(model: str, dtype: Dtype, options: dict[str, Any]) -> VllmEngine:
+def guarded_engine(model: str, dtype: Any, options: dict[str, Any]) -> VllmEngine:
     """Return the guarded one, for the packaged detector."""
     return VllmEngine.load(
         model,

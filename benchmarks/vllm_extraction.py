@@ -25,7 +25,7 @@ from benchmarks.vllm_arms import DETECTORS, Plain, plain_engine
 from benchmarks.vllm_extraction_scores import score
 from benchmarks.vllm_windows import Answer, Asked
 from demur.core.readout import LinearReadout
-from demur.core.types import Chat, Dtype, Prompt
+from demur.core.types import Chat, Prompt
 from demur.engines._columns import Columns
 from demur.engines.vllm.rows import Known
 from demur.guard.loading import readouts_of
@@ -153,7 +153,7 @@ def _is_written(path: str) -> bool:
     return Path(path).is_file()
 
 
-def extracting(sizes: dict[str, Any], *, model: str, dtype: Dtype, folder: str) -> Extracting:
+def extracting(sizes: dict[str, Any], *, model: str, dtype: Any, folder: str) -> Extracting:
     """Return the arm, for the packaged detector.
 
     Args:

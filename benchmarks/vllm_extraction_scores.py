@@ -8,7 +8,6 @@ from demur.core.readings import Array
 from demur.core.readout import LinearReadout
 from demur.core.reads import CaptureSpec
 from demur.core.types import Prompt
-from demur.engines._columns import spans_of
 
 
 def score(readout: LinearReadout, layers: Sequence[int], prompt: Prompt, states: Array) -> float:
@@ -23,9 +22,17 @@ def score(readout: LinearReadout, layers: Sequence[int], prompt: Prompt, states:
     total = readout.bias
     for spec, weights in readout.weights.items():
         chosen = _normalised(states[:, [layers.index(layer) for layer in spec.layers]], spec)
-        tokens = [n for start, stop in spans_of(spec, prompt) for n in range(start, stop)]
-        total += float((chosen[tokens].mean(axis=0) * weights).sum())
+        total += float((chosen[_tokens(spec, prompt)].mean(axis=0) * weights).sum())
     return total
+
+
+def _tokens(spec: CaptureSpec, prompt: Prompt) -> list[int]:
+    """Return the tokens that a read averages over."""
+    if spec.positions in ("last", "all"):
+        return list(range(len(prompt)))[-1 if spec.positions == "last" else 0 :]
+    turns = prompt.spans_of("user")
+    chosen = turns[-1:] if spec.positions == "user" else turns
+    return [n for span in chosen for n in range(span.start, span.stop)]
 
 
 def _normalised(states: Array, spec: CaptureSpec) -> Array:
