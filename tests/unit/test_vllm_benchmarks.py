@@ -215,7 +215,8 @@ def test_scores_of_all_states_are_those_of_the_read_out() -> None:
     every = CaptureSpec(layers, "all")
     seen: list[Readings] = []
     list(engine.run([Request("0", prompt, Sampling(max_tokens=0), (*weights, every), seen.append)]))
-    (states,) = seen[0].by_token(every)  # [layer, token, d_model]
+    values: Any = seen[0].values[every]
+    (states,) = values  # [layer, token, d_model]
     found = score(readout, layers, prompt, np.moveaxis(states, 0, 1).astype(np.float64))
     assert found == pytest.approx(float(readout.score(seen[0])[0]), rel=1e-5)
 
