@@ -137,9 +137,10 @@ def _checks(found: Mapping[str, Any]) -> str:
         [
             "## What was checked\n",
             "Replies that differ are those of prompts that pass, held against `off`, token for "
-            "token; on the same batches there are none, and where a flagged prompt or the prefix "
-            "cache changes what is in a batch, bfloat16 rounds otherwise. Each of those, and its "
-            "counterpart, was read behind its own prompt by transformers: of "
+            "token. Where a flagged prompt or the prefix cache changes what is in a batch, or the "
+            "compiler fuses otherwise, bfloat16 rounds otherwise, and of two nearly equal tokens "
+            "the other may be drawn. Each of those replies, and its counterpart, was read behind "
+            "its own prompt by transformers: of "
             f"{near['replies']} replies {near['beyond_margin']} had a token {near['margin']} or "
             f"more below the largest logit (the furthest was {near['largest_gap']:.2f}). The last "
             f"four columns are of one window. {scores}\n",
