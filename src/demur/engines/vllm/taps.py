@@ -1,9 +1,10 @@
-# ruff: noqa: PLR0917  # an op takes its arguments by place
 """Taps: what computes read-outs inside vLLM's own forward pass.
 
 A tapped block calls a registered custom op on its output. torch.compile and CUDA graphs keep such
 an op, since it states which of its arguments it changes; Python hooks they drop without a word. The
-last column of the buffer counts the taps that ran for a token, so that one that was lost is seen.
+sum of what a block returns is made outside of the op: the compiler then fuses what comes before and
+after as it does without a tap, and rounds alike. The last column of the buffer counts the taps that
+ran for a token, so that one that was lost is seen.
 """
 
 from typing import Any
@@ -20,21 +21,18 @@ _EPSILON = 1e-12
 
 
 @torch.library.custom_op("demur::tap", mutates_args=("scores",))
-def tap(
-    hidden: Tensor, residual: Tensor, weights: Tensor, is_rms: Tensor, scores: Tensor, first: bool
-) -> None:
+def tap(state: Tensor, weights: Tensor, is_rms: Tensor, scores: Tensor, first: bool) -> None:
     """Add a block's products to the columns of the tokens of a step.
 
     Args:
-        hidden: What the block returned, [token, d_model].
-        residual: To be added to it, [token, d_model].
+        state: After the block, [token, d_model].
         weights: [d_model, column], float32.
         is_rms: [column], true where states are divided by their root mean square.
         scores: [most tokens, column + 1], float32.
         first: This is the lowest tap: what the buffer held is over.
     """
-    num_tokens = hidden.shape[0]
-    state = (hidden + residual).float()  # rounded as the model's own sum is
+    num_tokens = state.shape[0]
+    state = state.float()
     products = state @ weights
     scale = torch.rsqrt(state.square().mean(-1, keepdim=True) + _EPSILON)
     products = torch.where(is_rms, products * scale, products)
@@ -47,9 +45,7 @@ def tap(
 
 
 @tap.register_fake
-def _(
-    hidden: Tensor, residual: Tensor, weights: Tensor, is_rms: Tensor, scores: Tensor, first: bool
-) -> None:
+def _(state: Tensor, weights: Tensor, is_rms: Tensor, scores: Tensor, first: bool) -> None:
     return None
 
 
@@ -124,8 +120,9 @@ def _tap_block(
         def forward(self, *args: Any, **kwargs: Any) -> Any:
             """Run the block as it is, and read what it returns."""
             hidden, residual = plain.forward(self, *args, **kwargs)
+            state = hidden + residual
             torch.ops.demur.tap(
-                hidden, residual, self.demur_weights, self.demur_is_rms, self.demur_scores, first
+                state, self.demur_weights, self.demur_is_rms, self.demur_scores, first
             )
             return hidden, residual
 
