@@ -9,7 +9,7 @@ the same requests for each arm, with 1, 8 or 32 under way at a time and 0%, 1% o
 by round.
 
     .venv-vllm/bin/python -m benchmarks.throughput_vllm [--eager] [--rounds 9] [--max-tokens 32]
-        [--streams 1,8,32] [--flagged 0,0.01,0.1] [--no-shared] [--no-native]
+        [--streams 1,8,32] [--flagged 0,0.01,0.1] [--no-shared] [--no-native] [--clock processor]
 
 The pooled reads of the packaged detector need all tokens of a prompt, so that `on` does not read
 the prefix cache; `on, last token` does.
@@ -31,7 +31,7 @@ from typing import Any
 import vllm
 
 import demur
-from benchmarks.alternating import alternate
+from benchmarks.alternating import CLOCKS, alternate
 from benchmarks.elsewhere import Elsewhere, ElsewhereError
 from benchmarks.machine import describe_machine
 from benchmarks.serving_checks import MARGIN, forced_gap
@@ -118,7 +118,7 @@ class Bench:
         say("starting the guarded vLLM")
         self.guarded = guarded_engine(options.model, dtype, self.engine_sizes)
         self.detector = load_detector(DETECTORS[0], self.guarded)
-        self.off = Plain(self.plain, self.guarded._known)
+        self.off = Plain(self.plain, self.guarded._known, clock=options.clock)
         self.prompts: dict[bool, tuple[Pool, CalibratedDetector]] = {}
         self.differing: list[Difference] = []
 
@@ -130,7 +130,12 @@ class Bench:
         """
         options = self.options
         make = partial(
-            extracting, self.engine_sizes, model=options.model, dtype=self.dtype, folder=folder
+            extracting,
+            self.engine_sizes,
+            model=options.model,
+            dtype=self.dtype,
+            folder=folder,
+            clock=options.clock,
         )
         return ExtractingArm(Elsewhere(make))
 
@@ -155,7 +160,7 @@ class Bench:
         found: dict[str, Arm] = {OFF: self.off, AGAIN: self.off}
         for name, detector in ((ON, self.detector), (LAST, part)):
             guard = guard_of(self.guarded, [detector], self.options.responder)
-            found[name] = Guarded(self.guarded, guard)
+            found[name] = Guarded(self.guarded, guard, clock=self.options.clock)
         return found | ({} if native is None else {NATIVE: native})
 
     def measure(self, cell: Cell, native: Arm | None) -> dict[str, Any]:
@@ -359,6 +364,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--model", default="embedded", help="the embedded one, a folder or a file")
     parser.add_argument("--dtype", default="auto", help="of the weights")
     parser.add_argument("--eager", action="store_true", help="compile nothing")
+    parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
     parser.add_argument("--native", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--shared", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--note", default="", help="on the machine, such as what else runs")

@@ -47,7 +47,7 @@ def _head(found: Mapping[str, Any]) -> str:
         f"`{found['command']}` on {machine['cores']} cores of {machine['processor']}, "
         f"{machine['memory_gib']} GiB; {versions}. Model {found['model']['name']} in "
         f"{found['model']['dtype']}, compilation {settings['compilation']}, "
-        f"{asked['rounds']} rounds, seed {asked['seed']}.{note}\n\n"
+        f"{asked['rounds']} rounds, seed {asked['seed']}, clock: {asked['clock']}.{note}\n\n"
         "`off` is vLLM's engine by itself, without taps, readings or a judge; `off again` is the "
         "same engine once more: what it differs by is noise. `on` is the guarded engine with the "
         "packaged detector, which reads the last token and the mean over the user's text; `on, "

@@ -5,7 +5,6 @@ left as vLLM has it; what it made of that stands in the results (`settings_of`).
 """
 
 import os
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -17,6 +16,7 @@ from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.llm_engine import LLMEngine
 
+from benchmarks.alternating import CLOCKS
 from benchmarks.vllm_steps import counting
 from benchmarks.vllm_windows import Answer, Asked, Window
 from demur.core.protocols import Request
@@ -45,7 +45,14 @@ class Arm(Protocol):
 
 
 class InProcess(ABC):
-    """An arm whose engine runs in this process."""
+    """An arm whose engine runs in this process.
+
+    Args:
+        clock: One of CLOCKS.
+    """
+
+    def __init__(self, clock: str) -> None:
+        self.now = CLOCKS[clock]
 
     @property
     @abstractmethod
@@ -130,9 +137,11 @@ class Plain(InProcess):
     Args:
         vllm: The engine.
         known: The model's tokenizer and end tokens.
+        clock: One of CLOCKS.
     """
 
-    def __init__(self, vllm: LLMEngine, known: Known) -> None:
+    def __init__(self, vllm: LLMEngine, known: Known, *, clock: str = "wall") -> None:
+        super().__init__(clock)
         self._vllm = vllm
         self._known = known
         self._end_token_ids = sorted(known.end_token_ids)
@@ -145,24 +154,24 @@ class Plain(InProcess):
     def ask(self, asked: Sequence[Asked], *, streams: int) -> Window:
         """Answer requests."""
         answers: dict[str, Answer] = {}
-        waiting, running, began_at = iter(asked), 0, time.perf_counter()
+        waiting, running, began_at = iter(asked), 0, self.now()
         while True:
             while running < streams and (one := next(waiting, None)) is not None:
                 answers[one.id] = self._submit(one)
                 running += 1
             if not running and self._is_done():
-                return Window(answers, time.perf_counter() - began_at)
+                return Window(answers, self.now() - began_at)
             for output in self._vllm.step():
                 assert isinstance(output, RequestOutput)
                 (completion,) = output.outputs
                 answer = answers[output.request_id]
-                answer.add(completion.token_ids, at=time.perf_counter())
+                answer.add(completion.token_ids, at=self.now())
                 if output.finished:
                     self._finish(output, answer)
                     running -= 1
 
     def _submit(self, one: Asked) -> Answer:
-        answer = Answer(time.perf_counter())
+        answer = Answer(self.now())
         ids = self.render(one)
         params = SamplingParams(
             temperature=0.0,
@@ -196,9 +205,11 @@ class Guarded(InProcess):
     Args:
         engine: Of the guard.
         guard: Judges all prompts; its engine is not used.
+        clock: One of CLOCKS.
     """
 
-    def __init__(self, engine: VllmEngine, guard: Guard) -> None:
+    def __init__(self, engine: VllmEngine, guard: Guard, *, clock: str = "wall") -> None:
+        super().__init__(clock)
         self._engine = engine
         self._guard = guard
 
@@ -219,7 +230,7 @@ class Guarded(InProcess):
         def requests() -> Iterator[Request]:
             for one in asked:
                 sampling = Sampling(max_tokens=one.max_tokens)
-                answers[one.id] = Answer(time.perf_counter())
+                answers[one.id] = Answer(self.now())
                 exchange = self._guard.open(
                     one.chat, sampling, request_id=one.id, wants_logprobs=False
                 )
@@ -227,13 +238,13 @@ class Guarded(InProcess):
                 if exchange.request is not None:
                     yield exchange.request
 
-        began_at = time.perf_counter()
+        began_at = self.now()
         for event in self._engine.taking(streams).run(requests()):
             tokens = exchanges[event.id].take(event)
             if tokens:
                 ids = [token.token_id for token in tokens]
-                answers[event.id].add(ids, at=time.perf_counter())
-        seconds = time.perf_counter() - began_at
+                answers[event.id].add(ids, at=self.now())
+        seconds = self.now() - began_at
         for request_id, exchange in exchanges.items():
             reply, answer = exchange.reply(), answers[request_id]
             answer.route, answer.error = reply.route, reply.error

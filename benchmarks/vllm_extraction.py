@@ -98,12 +98,19 @@ class Extracting(Plain):
         known: Renders prompts.
         readout: Of the detector.
         layers: That the engine extracts, in order.
+        clock: One of CLOCKS.
     """
 
     def __init__(
-        self, vllm: LLMEngine, known: Known, readout: LinearReadout, layers: Sequence[int]
+        self,
+        vllm: LLMEngine,
+        known: Known,
+        readout: LinearReadout,
+        layers: Sequence[int],
+        *,
+        clock: str,
     ) -> None:
-        super().__init__(vllm, known)
+        super().__init__(vllm, known, clock=clock)
         self._score = partial(score, readout, layers)
         self._prompts: dict[str, Prompt] = {}
         self._unread: list[tuple[str, Prompt, Answer]] = []
@@ -153,7 +160,9 @@ def _is_written(path: str) -> bool:
     return Path(path).is_file()
 
 
-def extracting(sizes: dict[str, Any], *, model: str, dtype: Any, folder: str) -> Extracting:
+def extracting(
+    sizes: dict[str, Any], *, model: str, dtype: Any, folder: str, clock: str
+) -> Extracting:
     """Return the arm, for the packaged detector.
 
     Args:
@@ -161,11 +170,13 @@ def extracting(sizes: dict[str, Any], *, model: str, dtype: Any, folder: str) ->
         model: As `--model` takes it.
         dtype: Of the weights.
         folder: Of the files.
+        clock: One of CLOCKS.
     """
     loaded = load(model, dtype=dtype)
     known = Known(ChatRenderer.of(loaded), loaded.tokenizer, loaded.model_id, loaded.end_token_ids)
     readout, *_ = readouts_of(DETECTORS, loaded.model_id)
     layers = Columns.of([readout], num_blocks=len(loaded.parts.blocks)).layers
-    arm = Extracting(engine_of(layers, Path(folder), sizes), known, readout, layers)
+    engine = engine_of(layers, Path(folder), sizes)
+    arm = Extracting(engine, known, readout, layers, clock=clock)
     arm.ask([Asked("probe", Chat.from_text("Hello"), False, 2)], streams=1)
     return arm

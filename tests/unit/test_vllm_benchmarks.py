@@ -456,7 +456,7 @@ def test_few_streams_make_no_claim_and_the_page_shows_all_arms() -> None:
             "versions": {"torch": "2"},
             "note": "",
             "model": {"name": "tiny", "dtype": "float32"},
-            "asked": {"rounds": 5, "seed": 0, "responder": "safety_prompt"},
+            "asked": {"rounds": 5, "seed": 0, "responder": "safety_prompt", "clock": "wall"},
             "settings": {
                 "on": {"compilation": "NONE", "max_num_batched_tokens": 256, "block_size": 128}
             },
