@@ -204,6 +204,23 @@ def test_flagged_and_passed_requests_do_not_mix() -> None:
     assert [tokens["0"], tokens["3"]] == [passed[0], passed[3]]
 
 
+def test_steps_that_read_no_prompt_compute_no_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine: Any = shared(1)
+    taps = engine.reader._taps
+    begin, steps = taps.begin, []
+
+    def noted(*, is_read: bool) -> None:
+        begin(is_read=is_read)
+        steps.append(is_read)
+        if not is_read:
+            taps._scores.fill_(7.0)
+
+    monkeypatch.setattr(taps, "begin", noted)
+    read(engine, TEXTS[:1], 4)
+    assert steps == [True, False, False, False]
+    assert (taps._scores == 7.0).all()
+
+
 def test_a_tap_that_does_not_run_makes_an_error_of_the_request(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -1,3 +1,4 @@
+# ruff: noqa: PLR0917  # an op takes its arguments by place
 """Taps: what computes read-outs inside vLLM's own forward pass.
 
 A tapped block calls a registered custom op on its output. torch.compile and CUDA graphs keep such
@@ -21,7 +22,9 @@ _EPSILON = 1e-12
 
 
 @torch.library.custom_op("demur::tap", mutates_args=("scores",))
-def tap(state: Tensor, weights: Tensor, is_rms: Tensor, scores: Tensor, first: bool) -> None:
+def tap(
+    state: Tensor, weights: Tensor, is_rms: Tensor, scores: Tensor, wanted: Tensor, first: bool
+) -> None:
     """Add a block's products to the columns of the tokens of a step.
 
     Args:
@@ -29,8 +32,11 @@ def tap(state: Tensor, weights: Tensor, is_rms: Tensor, scores: Tensor, first: b
         weights: [d_model, column], float32.
         is_rms: [column], true where states are divided by their root mean square.
         scores: [most tokens, column + 1], float32.
+        wanted: [], bool, on the CPU: false leaves the buffer as it is.
         first: This is the lowest tap: what the buffer held is over.
     """
+    if not wanted:
+        return
     num_tokens = state.shape[0]
     state = state.float()
     products = state @ weights
@@ -45,7 +51,9 @@ def tap(state: Tensor, weights: Tensor, is_rms: Tensor, scores: Tensor, first: b
 
 
 @tap.register_fake
-def _(state: Tensor, weights: Tensor, is_rms: Tensor, scores: Tensor, first: bool) -> None:
+def _(
+    state: Tensor, weights: Tensor, is_rms: Tensor, scores: Tensor, wanted: Tensor, first: bool
+) -> None:
     return None
 
 
@@ -68,10 +76,18 @@ class Taps:
         blocks = _blocks(model, columns.num_blocks)
         self._columns = columns
         self._scores = torch.full((max_tokens, len(columns) + 1), torch.nan, device=device)
+        # A captured graph computes always: it would keep what the flag was when it was captured.
+        self._can_rest = device.type == "cpu"
+        self._wanted = torch.tensor(True)
         is_rms = torch.from_numpy(columns.is_rms).to(device)
         for layer in columns.layers:
-            weights = torch.from_numpy(columns.weights_at(layer)).to(device)
-            _tap_block(blocks[layer], weights, is_rms, self._scores, layer == columns.layers[0])
+            buffers = {
+                "weights": torch.from_numpy(columns.weights_at(layer)).to(device),
+                "is_rms": is_rms,
+                "scores": self._scores,
+                "wanted": self._wanted,
+            }
+            _tap_block(blocks[layer], buffers, layer == columns.layers[0])
 
     def values(self, rows: slice) -> Array:
         """Return the columns of some tokens of the last step, [token, column], float64.
@@ -93,9 +109,15 @@ class Taps:
             [spans.get(str(column.spec.positions), (-1, 0))] for column in self._columns.columns
         ]
 
-    def clear(self) -> None:
-        """Forget the last step, so that taps that do not run leave no number behind."""
-        self._scores.fill_(torch.nan)
+    def begin(self, *, is_read: bool) -> None:
+        """Forget the last step, so that taps that do not run leave no number behind.
+
+        Args:
+            is_read: The values of the coming step will be asked for.
+        """
+        self._wanted.fill_(is_read or not self._can_rest)
+        if is_read:
+            self._scores.fill_(torch.nan)
 
 
 def _blocks(model: nn.Module, num_blocks: int) -> nn.ModuleList:
@@ -108,9 +130,7 @@ def _blocks(model: nn.Module, num_blocks: int) -> nn.ModuleList:
     return found[0]
 
 
-def _tap_block(
-    block: nn.Module, weights: Tensor, is_rms: Tensor, scores: Tensor, first: bool
-) -> None:
+def _tap_block(block: nn.Module, buffers: dict[str, Tensor], first: bool) -> None:
     """Let a block call the op after its own forward; its parameters keep their names."""
     plain = type(block)
 
@@ -120,14 +140,17 @@ def _tap_block(
         def forward(self, *args: Any, **kwargs: Any) -> Any:
             """Run the block as it is, and read what it returns."""
             hidden, residual = plain.forward(self, *args, **kwargs)
-            state = hidden + residual
             torch.ops.demur.tap(
-                state, self.demur_weights, self.demur_is_rms, self.demur_scores, first
+                hidden + residual,
+                self.demur_weights,
+                self.demur_is_rms,
+                self.demur_scores,
+                self.demur_wanted,
+                first,
             )
             return hidden, residual
 
     Tapped.__name__ = Tapped.__qualname__ = f"Tapped{plain.__name__}"
-    block.register_buffer("demur_weights", weights, persistent=False)
-    block.register_buffer("demur_is_rms", is_rms, persistent=False)
-    block.register_buffer("demur_scores", scores, persistent=False)
+    for name, buffer in buffers.items():
+        block.register_buffer(f"demur_{name}", buffer, persistent=False)
     block.__class__ = Tapped
