@@ -446,8 +446,9 @@ def test_the_claim_holds_fails_or_is_not_decided(of: dict[str, Any], expected: o
     assert claims([of])["cells"][f"32 streams: {ON}"] is expected
 
 
-def test_few_streams_make_no_claim_and_the_page_shows_all_arms() -> None:
-    cells = [cell(0.95, 0.97, streams=8), cell(0.992, 1.0)]
+def test_few_streams_and_flags_make_no_claim_and_the_page_shows_all_arms() -> None:
+    cells = [cell(0.95, 0.97, streams=8), cell(0.992, 1.0), {**cell(0.8, 0.9), "flagged": 4}]
+    cells[2]["name"] = "32 streams, 10% flagged"
     assert set(claims(cells)["cells"]) == {f"32 streams: {name}" for name in (ON, LAST)}
     page = markdown(
         {
