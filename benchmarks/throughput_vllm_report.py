@@ -160,10 +160,10 @@ def _claims(found: Mapping[str, Any]) -> str:
     return "\n".join(
         [
             "## The claim\n",
-            f"From {STREAMS} streams on, and with nothing flagged, the guarded engine has at least {of['at_least']:.0%} of "
-            "the tokens a second of vLLM by itself (the lower end of the interval). It is not "
-            "decided where the upper end still is, or the control moves by more. What is flagged costs "
-            "what its responder does: see `benchmarks.rerouting`.\n",
+            f"From {STREAMS} streams on, and with nothing flagged, the guarded engine has at least "
+            f"{of['at_least']:.0%} of the tokens a second of vLLM by itself (the lower end of the "
+            "interval). It is not decided where the upper end still is, or the control moves by "
+            "more. What is flagged costs what its responder does: see `benchmarks.rerouting`.\n",
             *(rows or ["No round had so many streams."]),
         ]
     )
