@@ -95,6 +95,25 @@ def largest_gap(logits: np.ndarray, token_ids: Sequence[int]) -> float:
     return float(gaps.max(initial=0.0))
 
 
+@torch.inference_mode()
+def forced_gap(model: Any, prompt_ids: Sequence[int], token_ids: Sequence[int]) -> float:
+    """Read a reply behind a prompt in one pass; return the gap of its least greedy token.
+
+    Args:
+        model: Of transformers.
+        prompt_ids: The prompt's tokens.
+        token_ids: The reply's; none have an infinite gap.
+    """
+    if not token_ids:
+        return float("inf")
+    before = list(prompt_ids)
+    rows = torch.arange(len(before) - 1, len(before) + len(token_ids) - 1)
+    output: Any = model(
+        input_ids=torch.tensor([[*before, *token_ids[:-1]]]), logits_to_keep=rows, use_cache=False
+    )
+    return largest_gap(output.logits[0].float().numpy(), token_ids)
+
+
 class ForcedReplies:
     """Reads a reply behind a prompt in one pass, and says how greedy its tokens are.
 
@@ -154,21 +173,13 @@ class ForcedReplies:
         """Return how many tokens a text has."""
         return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    @torch.inference_mode()
     def __call__(self, number: int, pieces: tuple[str, ...], is_ended: bool) -> float:
         """Return the gap of a reply's least greedy token under a prompt."""
         readings = self.tokens(pieces, is_ended)
         return min((self._gap(number, ids) for ids in readings), default=float("inf"))
 
     def _gap(self, number: int, ids: list[int]) -> float:
-        if not ids:
-            return float("inf")
-        before = list(self._known[number].prompt.token_ids)
-        rows = torch.arange(len(before) - 1, len(before) + len(ids) - 1)
-        output: Any = self._model(
-            input_ids=torch.tensor([before + ids[:-1]]), logits_to_keep=rows, use_cache=False
-        )
-        return largest_gap(output.logits[0].float().numpy(), ids)
+        return forced_gap(self._model, self._known[number].prompt.token_ids, ids)
 
 
 @dataclass(frozen=True)

@@ -32,10 +32,16 @@ class Unguarded(Guard):
         request_id: str = "0",
         draw_id: str | None = None,
         is_abandoned: Callable[[], bool] = never,
+        wants_logprobs: bool = True,
     ) -> Exchange:
         """Render a chat and return an exchange without reads, a decision or a monitor."""
         exchange = super().open(
-            chat, sampling, request_id=request_id, draw_id=draw_id, is_abandoned=is_abandoned
+            chat,
+            sampling,
+            request_id=request_id,
+            draw_id=draw_id,
+            is_abandoned=is_abandoned,
+            wants_logprobs=wants_logprobs,
         )
         if exchange.request is not None:
             exchange.request = replace(

@@ -163,6 +163,20 @@ def test_what_is_read_does_not_depend_on_other_reads_or_on_decoding(engine: Engi
         np.testing.assert_allclose(np.asarray(other), np.asarray(states[0]), rtol=1e-5, atol=1e-6)
 
 
+def test_a_request_without_logprobs_draws_the_same_tokens(engine: Engine) -> None:
+    request = Request("0", engine.render(Chat.from_text(TEXTS[0])), Sampling(max_tokens=6))
+    found = [
+        [event for event in engine.run([of]) if isinstance(event, TokenOut)]
+        for of in (request, replace(request, wants_logprobs=False))
+    ]
+    ids = [[token.token_id for token in tokens] for tokens in found]
+    assert ids[0]
+    assert ids[0] == ids[1]
+    assert all(np.isfinite(token.logprob) for token in found[0])
+    pairs = zip(*found, strict=True)
+    assert all(np.isnan(without.logprob) or without == plain for plain, without in pairs)
+
+
 def test_a_request_that_passes_equals_one_without_reads(engine: Engine) -> None:
     plain = one(engine, Sampling(max_tokens=12))
     guarded = replace(plain, reads=possible(engine))

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.vllm_steps import counting
 from demur.core.errors import CapabilityError
 from demur.core.interventions import Intervention, PrependText, ReplyWith
 from demur.core.protocols import Done, Engine, Request, Scored, TokenOut
@@ -86,7 +87,9 @@ def test_states_are_the_same_in_chunks(plain: TransformersEngine, tight: Any) ->
 
 def test_prompts_that_were_preempted_are_judged_once(plain: TransformersEngine, tight: Any) -> None:
     expected, expected_tokens = read(plain, TEXTS, 100)
-    found, tokens = read(tight, TEXTS, 100)  # six replies do not fit into 20 blocks
+    with counting(tight._engine) as steps:
+        found, tokens = read(tight, TEXTS, 100)  # six replies do not fit into 20 blocks
+    assert steps.num_preempted > 0
     assert_alike(found, expected)
     assert [of[:60] for of in tokens] == [of[:60] for of in expected_tokens]
 
@@ -101,15 +104,53 @@ def test_a_cached_prefix_changes_no_score(plain: TransformersEngine) -> None:
     assert engine.num_cache_bypassed == before + 3
 
 
+def test_what_comes_before_the_users_turn_may_be_cached(plain: TransformersEngine) -> None:
+    engine: Any = shared(1)
+    system = "Be kind, and brief. " * 14  # two blocks of the cache
+    seen: dict[str, list[Readings]] = {"vllm": [], "transformers": []}
+    before = engine.num_cache_bypassed
+    hits = []
+    for text in TEXTS[:3]:
+        prompt = engine.render(Chat.from_text(text, system=system))
+        (span,) = prompt.spans_of("user")
+        with counting(engine._engine) as steps:
+            for name, of in (("vllm", engine), ("transformers", plain)):
+                list(
+                    of.run([Request("0", prompt, Sampling(max_tokens=1), READS, seen[name].append)])
+                )
+        (found,) = steps.prompts.values()
+        hits.append(found.num_cached)
+        assert found.num_cached <= span.start
+    assert hits == [0, 256, 256]
+    assert engine.num_cache_bypassed == before
+    assert_alike(seen["vllm"], seen["transformers"])
+
+
+def test_a_hit_that_reaches_into_the_users_turn_is_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine: Any = shared(1)
+    prompt = engine.render(Chat.from_text("Why? " * 60))
+    list(engine.run([Request("0", prompt, Sampling(max_tokens=1), READS)]))
+    monkeypatch.setattr("demur.engines.vllm.prefixes.needed_from_of", lambda _: None)
+    monkeypatch.setattr(engine, "_block_size", 0)
+    (done,) = engine.run([Request("0", prompt, Sampling(max_tokens=1), READS)])
+    assert isinstance(done, Done)
+    assert "prefix cache" in (done.error or "")
+
+
 def test_the_last_token_is_read_after_a_cache_hit(plain: TransformersEngine) -> None:
     engine: Any = shared(1)
     seen: dict[str, list[Readings]] = {"vllm": [], "transformers": []}
-    prompt = engine.render(Chat.from_text(TEXTS[5]))
+    prompt = engine.render(Chat.from_text("How come? " * 30))
     before = engine.num_cache_bypassed
+    hits = []
     for _ in range(2):
-        list(
-            engine.run([Request("0", prompt, Sampling(max_tokens=1), (LAST,), seen["vllm"].append)])
-        )
+        request = Request("0", prompt, Sampling(max_tokens=1), (LAST,), seen["vllm"].append)
+        with counting(engine._engine) as steps:
+            list(engine.run([request]))
+        hits += [found.num_cached for found in steps.prompts.values()]
+    assert hits == [0, 256]
     list(plain.run([Request("0", prompt, Sampling(), (LAST,), seen["transformers"].append)]))
     for found in seen["vllm"]:
         np.testing.assert_allclose(
@@ -161,6 +202,23 @@ def test_flagged_and_passed_requests_do_not_mix() -> None:
     assert scored == len(TEXTS)
     assert [texts["1"], texts["4"]] == ["No.", "No."]
     assert [tokens["0"], tokens["3"]] == [passed[0], passed[3]]
+
+
+def test_steps_that_read_no_prompt_compute_no_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine: Any = shared(1)
+    taps = engine.reader._taps
+    begin, steps = taps.begin, []
+
+    def noted(*, is_read: bool) -> None:
+        begin(is_read=is_read)
+        steps.append(is_read)
+        if not is_read:
+            taps._scores.fill_(7.0)
+
+    monkeypatch.setattr(taps, "begin", noted)
+    read(engine, TEXTS[:1], 4)
+    assert steps == [True, False, False, False]
+    assert (taps._scores == 7.0).all()
 
 
 def test_a_tap_that_does_not_run_makes_an_error_of_the_request(

@@ -7,7 +7,7 @@ intervention out. Only the guard decides.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
 
@@ -60,6 +60,8 @@ class Request:
     last one too."""
     is_abandoned: Callable[[], bool] = never
     """Asked before the prefill and before each token: nobody waits for the reply any more."""
+    wants_logprobs: bool = True
+    """False lets an engine to which they cost something leave them out: they are NaN then."""
     checkpoints: tuple[Checkpoint, ...] = ()
     """What of the prefill an intervention may want to go on from; stored until `decide` is done."""
 
@@ -163,6 +165,15 @@ class Engine(Protocol):
             a monitor `Watched` too, and `Switched` where it intervened. The events of different
             requests mix; those of one are in order.
         """
+
+
+@runtime_checkable
+class PrefixCachingEngine(Protocol):
+    """An engine that keeps what it read of the beginnings of prompts."""
+
+    @property
+    def num_cache_bypassed(self) -> int:
+        """Prompts so far that could not use it, since a read needs all of their tokens."""
 
 
 @dataclass(frozen=True)

@@ -58,9 +58,8 @@ class Guard:
             `raise` raises it; `pass_unscored` lets the other detectors decide and, if they pass
             the prompt, answers it with the route `pass_unscored`. What cannot be rendered, or
             fails in the engine, a route or a responder, is never answered.
-        observes: Only observe: the untouched model answers every prompt that can be rendered, and
-            replies say in `would_route` what a guard that acts would have done. What could not be
-            scored is answered with the route `pass_unscored`.
+        observes: Only observe: the untouched model answers what can be rendered; `would_route`
+            says what a guard that acts would have done, and what has no score is `pass_unscored`.
         monitor: Watches replies while they are decoded; None shows them as they are.
 
     Raises:
@@ -217,7 +216,7 @@ class Guard:
         return replies_of(
             self.engine,
             (
-                self.open(chat, sampling, request_id=request_id)
+                self.open(chat, sampling, request_id=request_id, wants_logprobs=False)
                 for chat, request_id in with_ids(chats, request_ids)
             ),
         )
@@ -230,11 +229,11 @@ class Guard:
         request_id: str = "0",
         draw_id: str | None = None,
         is_abandoned: Callable[[], bool] = never,
+        wants_logprobs: bool = True,
     ) -> Exchange:
         """Render a chat and return its exchange, for callers that run the engine themselves.
 
-        The exchange's request goes to the engine, its events back to the exchange; one without a
-        request could not be rendered and is complete.
+        Its request goes to the engine, the events back to it; without one, it is complete.
 
         Args:
             chat: As for `reply`.
@@ -242,12 +241,12 @@ class Guard:
             request_id: Names the events; one of its own for each request under way.
             draw_id: Seeds the draws, together with the sampling's seed; None is `request_id`.
             is_abandoned: Asked now and then: nobody waits for the reply any more.
+            wants_logprobs: Of its tokens; see `Request`.
         """
         exchange = Exchange(request_id, self.detectors, raises=self._on_error == "raise")
         prompt = exchange.rendered(self.engine, chat)
         if prompt is None:
             return exchange
-        decide = partial(self._decide, exchange, prompt)
         if self.monitor is not None and not self._observes:
             exchange.hold_tokens = self.monitor.hold_tokens
         exchange.request = Request(
@@ -255,10 +254,11 @@ class Guard:
             prompt,
             sampling,
             self._reads,
-            decide,
+            partial(self._decide, exchange, prompt),
             draw_id=draw_id,
             monitor=self._watching(exchange),
             is_abandoned=is_abandoned,
+            wants_logprobs=wants_logprobs,
             checkpoints=self._checkpoints,
         )
         return exchange

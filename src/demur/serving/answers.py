@@ -60,7 +60,14 @@ class Answer:
 
     @classmethod
     async def begin(
-        cls, service: Service, chat: Chat, sampling: Sampling, *, call: Call, n: int = 1
+        cls,
+        service: Service,
+        chat: Chat,
+        sampling: Sampling,
+        *,
+        call: Call,
+        n: int = 1,
+        wants_logprobs: bool = False,
     ) -> Self:
         """Render a chat, queue its exchanges, and wait until the first is decided on.
 
@@ -70,6 +77,7 @@ class Answer:
             sampling: How the replies are drawn.
             call: Names the request.
             n: Number of replies.
+            wants_logprobs: Of their tokens.
 
         Raises:
             ApiError: The chat cannot be rendered or scored, was blocked, or the server has too much
@@ -77,11 +85,13 @@ class Answer:
         """
         await service.records.require_writable()
         answer = cls(service, call)
-        await answer.render(chat, sampling, n=n)
+        await answer.render(chat, sampling, n=n, wants_logprobs=wants_logprobs)
         await answer.settle()
         return answer
 
-    async def render(self, chat: Chat, sampling: Sampling, *, n: int = 1) -> None:
+    async def render(
+        self, chat: Chat, sampling: Sampling, *, n: int = 1, wants_logprobs: bool = False
+    ) -> None:
         """Open an exchange for each of the `n` replies to a chat; one that fails is an error."""
         loop = asyncio.get_running_loop()
         self.exchanges = [
@@ -94,6 +104,7 @@ class Answer:
                     request_id=f"{self.call.id}-{number}",
                     draw_id=str(number),
                     is_abandoned=self.abandoned.is_set,
+                    wants_logprobs=wants_logprobs,
                 ),
             )
             for number in range(n)

@@ -111,8 +111,14 @@ class Completion:
     async def begin(self) -> Answer:
         """Queue the chat and wait until it is decided on."""
         call = Call(PATH, self.id, self.body.safety_identifier or self.body.user)
-        n = self.body.n or 1
-        return await Answer.begin(self.service, self.chat, self.sampling(), call=call, n=n)
+        return await Answer.begin(
+            self.service,
+            self.chat,
+            self.sampling(),
+            call=call,
+            n=self.body.n or 1,
+            wants_logprobs=bool(self.body.logprobs),
+        )
 
     def sampling(self) -> Sampling:
         """Return how replies are drawn."""

@@ -4,7 +4,11 @@ Labels are bounded: routes, detectors and kinds of errors are the operator's, ne
 prompt that passed without a score has a route of its own, and is never counted as a pass.
 """
 
+from collections.abc import Callable, Iterator
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 import demur
 from demur.core.results import Reply
@@ -15,6 +19,25 @@ GUARD_BUCKETS = (
 """Seconds, from 10 microseconds."""
 WAIT_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 """Seconds that a client may feel."""
+
+
+class _CacheBypassed(Collector):
+    """A count that the engine keeps.
+
+    Args:
+        count: Returns it.
+    """
+
+    def __init__(self, count: Callable[[], int]) -> None:
+        self._count = count
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        """Yield it as it is now."""
+        yield CounterMetricFamily(
+            "demur_prefix_cache_bypassed",
+            "Prompts that did not read the prefix cache, since a detector needs all their tokens",
+            value=self._count(),
+        )
 
 
 class Metrics:
@@ -44,6 +67,10 @@ class Metrics:
         self.ready = Gauge("demur_ready", "1 if the self-test passed", registry=self.registry)
         build = Gauge("demur_build_info", "Always 1", ["version"], registry=self.registry)
         build.labels(demur.__version__).set(1)
+
+    def watch_prefix_cache(self, num_bypassed: Callable[[], int]) -> None:
+        """Show how many prompts an engine kept from reading its prefix cache."""
+        self.registry.register(_CacheBypassed(num_bypassed))
 
     def count(self, endpoint: str, reply: Reply, *, num_prompt_tokens: int) -> None:
         """Count one answered, or failed, prompt."""

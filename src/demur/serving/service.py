@@ -14,7 +14,7 @@ from typing import Any
 
 from demur.core import registry
 from demur.core.errors import DemurError, ModelMismatchError
-from demur.core.protocols import Engine
+from demur.core.protocols import Engine, PrefixCachingEngine
 from demur.engines.transformers import TransformersEngine
 from demur.guard import Guard, fingerprint
 from demur.guard.loading import Opened, open_detector, readouts_of
@@ -155,6 +155,9 @@ class Service:
         self._scheduler = Scheduler(loaded.guard.engine, max_waiting=limits.max_waiting)
         self._pruning = asyncio.create_task(self.records.keep_pruned())
         self._problem = loaded.problem
+        engine = loaded.guard.engine
+        if isinstance(engine, PrefixCachingEngine):
+            self.metrics.watch_prefix_cache(lambda: engine.num_cache_bypassed)
         self.metrics.ready.set_function(lambda: self.problem is None)
         self.metrics.waiting.set_function(lambda: self.scheduler.num_waiting)
         self.metrics.running.set_function(lambda: self.scheduler.num_running)

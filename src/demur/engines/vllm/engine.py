@@ -21,12 +21,14 @@ from demur.engines._monitoring import failed
 from demur.engines._text import TextStream, text_events
 from demur.engines._waiting import Waiting
 from demur.engines.vllm.arguments import guarded
+from demur.engines.vllm.prefixes import NEEDED_FROM, limit_hits
 from demur.engines.vllm.rows import Known, Row, sampling_params
 from demur.engines.vllm.worker import CONFIG_KEY, Forced, Reader
 from demur.modeling.chat import ChatRenderer
 from demur.modeling.load import load, locate
 
 CAPABILITIES: frozenset[type] = frozenset({CaptureSpec, Texts, ReplyWith, EndReply, PrependText})
+LAST = CaptureSpec((-1,))
 ReadoutsOf = Callable[[ModelId], Sequence[LinearReadout]]
 
 
@@ -48,10 +50,11 @@ class VllmEngine:
         self._known = known
         self._tokenizer = known.tokenizer
         self._max_batch = max_batch
+        self._block_size = int(engine.vllm_config.cache_config.block_size)
         self._rows: dict[str, Row] = {}
         self.num_cache_bypassed = 0
-        """Requests that did not read the prefix cache, since a mean over their tokens was asked
-        for."""
+        """Requests that did not read the prefix cache, since a mean was asked for over tokens of
+        its first block."""
 
     @classmethod
     def load(
@@ -104,7 +107,9 @@ class VllmEngine:
                 **(options or {}),
             },
         )
-        return cls(LLMEngine.from_engine_args(args), columns, known=known, max_batch=max_batch)
+        engine = LLMEngine.from_engine_args(args)
+        limit_hits(engine)
+        return cls(engine, columns, known=known, max_batch=max_batch)
 
     def taking(self, max_batch: int) -> Self:
         """Return an engine that hands the same vLLM so many requests at a time, not at once."""
@@ -216,19 +221,25 @@ class VllmEngine:
 
     def _submit(self, row: Row) -> None:
         request, prompt = row.request, row.prompt
-        spans = [spans_of(column.spec, prompt) for column in self._columns.columns]
-        # Tokens that the prefix cache holds are not computed, and so would not be summed.
-        is_pooled = not row.is_judged and any(
-            isinstance(read, CaptureSpec) and read.pool != "none" for read in request.reads
-        )
-        self.num_cache_bypassed += is_pooled
+        # Tokens that the prefix cache holds are not computed, and so would not be summed. The last
+        # one always is: it stands in for what nobody asks for.
+        wanted = frozenset() if row.is_judged else frozenset(request.reads)
+        spans = [
+            spans_of(of.spec if of.spec in wanted else LAST, prompt) for of in self._columns.columns
+        ]
+        starts = (start for of_column in spans for start, _ in of_column)
+        needed_from = min(starts, default=len(prompt))
+        is_bypassed = needed_from < min(self._block_size, len(prompt) - 1)
+        self.num_cache_bypassed += is_bypassed
         params = sampling_params(
             request,
             room=self.max_tokens - len(prompt),
             end_token_ids=self._known.end_token_ids,
         )
-        params.skip_reading_prefix_cache = is_pooled
-        params.extra_args = {CONFIG_KEY: {"id": request.id, "spans": spans}}
+        params.skip_reading_prefix_cache = is_bypassed
+        params.extra_args = {
+            CONFIG_KEY: {"id": request.id, "spans": spans, NEEDED_FROM: needed_from}
+        }
         row.key = self._engine.add_request(
             request.id, {"prompt_token_ids": list(prompt.token_ids)}, params
         )

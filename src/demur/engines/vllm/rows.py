@@ -1,6 +1,7 @@
 """What the engine knows of a request that is under way in vLLM, and how vLLM is told to draw."""
 
 import hashlib
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,16 +56,16 @@ class Row:
         """
         request, (completion,) = self.request, output.outputs
         events: list[Event] = []
-        drawn = zip(completion.token_ids, completion.logprobs or (), strict=True)
-        for token_id, logprobs in drawn:
+        for place, token_id in enumerate(completion.token_ids):
+            logprob = math.nan
+            if completion.logprobs is not None:
+                logprob = completion.logprobs[place][token_id].logprob
             position = len(self.prompt) + self.num_drawn
             self.num_drawn += 1
             is_end = token_id in end_token_ids
             is_full = self.num_drawn == request.sampling.max_tokens or position + 1 >= max_tokens
             shown = self.text.push(token_id, is_last=is_end or is_full)
-            events.append(
-                TokenOut(request.id, position, token_id, shown, logprobs[token_id].logprob)
-            )
+            events.append(TokenOut(request.id, position, token_id, shown, logprob))
             if is_end or self.text.is_stopped:
                 return [*events, Done(request.id, "stop")]
             if is_full:
@@ -93,7 +94,7 @@ def sampling_params(
         seed=int.from_bytes(digest.digest()[:7], "big"),
         max_tokens=min(max(1, sampling.max_tokens), room),
         stop_token_ids=sorted(end_token_ids),
-        logprobs=0,
+        logprobs=0 if request.wants_logprobs else None,  # of 32 rows a tenth of a step
         detokenize=False,
         output_kind=RequestOutputKind.DELTA,
     )

@@ -3,7 +3,9 @@
 
 A tapped block calls a registered custom op on its output. torch.compile and CUDA graphs keep such
 an op, since it states which of its arguments it changes; Python hooks they drop without a word. The
-last column of the buffer counts the taps that ran for a token, so that one that was lost is seen.
+sum of what a block returns is made outside of the op: the compiler then fuses what comes before and
+after as it does without a tap, and rounds alike. The last column of the buffer counts the taps that
+ran for a token, so that one that was lost is seen.
 """
 
 from typing import Any
@@ -21,20 +23,22 @@ _EPSILON = 1e-12
 
 @torch.library.custom_op("demur::tap", mutates_args=("scores",))
 def tap(
-    hidden: Tensor, residual: Tensor, weights: Tensor, is_rms: Tensor, scores: Tensor, first: bool
+    state: Tensor, weights: Tensor, is_rms: Tensor, scores: Tensor, wanted: Tensor, first: bool
 ) -> None:
     """Add a block's products to the columns of the tokens of a step.
 
     Args:
-        hidden: What the block returned, [token, d_model].
-        residual: To be added to it, [token, d_model].
+        state: After the block, [token, d_model].
         weights: [d_model, column], float32.
         is_rms: [column], true where states are divided by their root mean square.
         scores: [most tokens, column + 1], float32.
+        wanted: [], bool, on the CPU: false leaves the buffer as it is.
         first: This is the lowest tap: what the buffer held is over.
     """
-    num_tokens = hidden.shape[0]
-    state = (hidden + residual).float()  # rounded as the model's own sum is
+    if not wanted:
+        return
+    num_tokens = state.shape[0]
+    state = state.float()
     products = state @ weights
     scale = torch.rsqrt(state.square().mean(-1, keepdim=True) + _EPSILON)
     products = torch.where(is_rms, products * scale, products)
@@ -48,7 +52,7 @@ def tap(
 
 @tap.register_fake
 def _(
-    hidden: Tensor, residual: Tensor, weights: Tensor, is_rms: Tensor, scores: Tensor, first: bool
+    state: Tensor, weights: Tensor, is_rms: Tensor, scores: Tensor, wanted: Tensor, first: bool
 ) -> None:
     return None
 
@@ -72,10 +76,18 @@ class Taps:
         blocks = _blocks(model, columns.num_blocks)
         self._columns = columns
         self._scores = torch.full((max_tokens, len(columns) + 1), torch.nan, device=device)
+        # A captured graph computes always: it would keep what the flag was when it was captured.
+        self._can_rest = device.type == "cpu"
+        self._wanted = torch.tensor(True)
         is_rms = torch.from_numpy(columns.is_rms).to(device)
         for layer in columns.layers:
-            weights = torch.from_numpy(columns.weights_at(layer)).to(device)
-            _tap_block(blocks[layer], weights, is_rms, self._scores, layer == columns.layers[0])
+            buffers = {
+                "weights": torch.from_numpy(columns.weights_at(layer)).to(device),
+                "is_rms": is_rms,
+                "scores": self._scores,
+                "wanted": self._wanted,
+            }
+            _tap_block(blocks[layer], buffers, layer == columns.layers[0])
 
     def values(self, rows: slice) -> Array:
         """Return the columns of some tokens of the last step, [token, column], float64.
@@ -97,9 +109,15 @@ class Taps:
             [spans.get(str(column.spec.positions), (-1, 0))] for column in self._columns.columns
         ]
 
-    def clear(self) -> None:
-        """Forget the last step, so that taps that do not run leave no number behind."""
-        self._scores.fill_(torch.nan)
+    def begin(self, *, is_read: bool) -> None:
+        """Forget the last step, so that taps that do not run leave no number behind.
+
+        Args:
+            is_read: The values of the coming step will be asked for.
+        """
+        self._wanted.fill_(is_read or not self._can_rest)
+        if is_read:
+            self._scores.fill_(torch.nan)
 
 
 def _blocks(model: nn.Module, num_blocks: int) -> nn.ModuleList:
@@ -112,9 +130,7 @@ def _blocks(model: nn.Module, num_blocks: int) -> nn.ModuleList:
     return found[0]
 
 
-def _tap_block(
-    block: nn.Module, weights: Tensor, is_rms: Tensor, scores: Tensor, first: bool
-) -> None:
+def _tap_block(block: nn.Module, buffers: dict[str, Tensor], first: bool) -> None:
     """Let a block call the op after its own forward; its parameters keep their names."""
     plain = type(block)
 
@@ -125,12 +141,16 @@ def _tap_block(
             """Run the block as it is, and read what it returns."""
             hidden, residual = plain.forward(self, *args, **kwargs)
             torch.ops.demur.tap(
-                hidden, residual, self.demur_weights, self.demur_is_rms, self.demur_scores, first
+                hidden + residual,
+                self.demur_weights,
+                self.demur_is_rms,
+                self.demur_scores,
+                self.demur_wanted,
+                first,
             )
             return hidden, residual
 
     Tapped.__name__ = Tapped.__qualname__ = f"Tapped{plain.__name__}"
-    block.register_buffer("demur_weights", weights, persistent=False)
-    block.register_buffer("demur_is_rms", is_rms, persistent=False)
-    block.register_buffer("demur_scores", scores, persistent=False)
+    for name, buffer in buffers.items():
+        block.register_buffer(f"demur_{name}", buffer, persistent=False)
     block.__class__ = Tapped

@@ -84,9 +84,14 @@ class Reader:
         self.num_scored = 0
         """Prompts that got their columns."""
 
-    def before(self) -> None:
-        """Forget the last step."""
-        self._taps.clear()
+    def before(self, scheduled: Any) -> None:
+        """Forget the last step; one that reads no prompt needs no taps.
+
+        Args:
+            scheduled: vLLM's `SchedulerOutput` of the coming step.
+        """
+        followed = (self._followed.get(key) for key in scheduled.num_scheduled_tokens)
+        self._taps.begin(is_read=any(of is None or of.scores is not None for of in followed))
 
     def after(self, scheduled: Any) -> None:
         """Judge the prompts that a step has read whole, and name the rows to force.
@@ -180,7 +185,7 @@ class Guarding:
 
     def execute_model(self, scheduler_output: Any) -> Any:
         """Run a step; between its pass and its draws the prompts that it read are judged."""
-        self.reader.before()
+        self.reader.before(scheduler_output)
         output = super().execute_model(scheduler_output)  # type: ignore[misc]
         self.reader.after(scheduler_output)
         return output
