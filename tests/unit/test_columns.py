@@ -1,6 +1,5 @@
 """Read-outs as columns: what a model adds up token by token scores as the states would."""
 
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -37,7 +36,8 @@ def readout(seed: int, *specs: CaptureSpec) -> LinearReadout:
 
 READOUTS = (readout(1, LAST, USER), readout(2, USER), readout(3, LAST))
 COLUMNS = Columns.of(READOUTS, num_blocks=NUM_BLOCKS)
-SPANS = [spans_of(column.spec, PROMPT) for column in COLUMNS.columns]
+TURNS = [(span.start, span.stop) for span in PROMPT.spans_of("user")]
+SPANS = [spans_of(column.spec, len(PROMPT), TURNS) for column in COLUMNS.columns]
 
 
 def products() -> Array:
@@ -164,7 +164,7 @@ def test_a_value_that_is_not_finite_is_an_error() -> None:
 
 def test_a_chat_without_user_text_has_no_turns() -> None:
     with pytest.raises(DataError, match="no user text"):
-        spans_of(USER, replace(PROMPT, spans=PROMPT.spans[-1:]))
+        spans_of(USER, len(PROMPT), [])
 
 
 def test_stored_columns_are_the_same_ones(tmp_path: Path) -> None:

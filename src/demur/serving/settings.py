@@ -116,6 +116,8 @@ class VllmSettings(Part):
     """Tokens of prompt and reply together; none is the model's own context."""
     enforce_eager: bool = False
     """Compile nothing: it starts faster and runs slower."""
+    clients_may_observe: bool = False
+    """Under vllm serve: a request's vllm_xargs may ask to be answered as if unguarded."""
 
 
 class UpstreamSettings(Part):

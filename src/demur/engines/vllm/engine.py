@@ -216,7 +216,8 @@ class VllmEngine:
 
     def _submit(self, row: Row) -> None:
         request, prompt = row.request, row.prompt
-        spans = [spans_of(column.spec, prompt) for column in self._columns.columns]
+        turns = [(span.start, span.stop) for span in prompt.spans_of("user")]
+        spans = [spans_of(of.spec, len(prompt), turns) for of in self._columns.columns]
         # Tokens that the prefix cache holds are not computed, and so would not be summed.
         is_pooled = not row.is_judged and any(
             isinstance(read, CaptureSpec) and read.pool != "none" for read in request.reads
