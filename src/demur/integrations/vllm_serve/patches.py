@@ -30,7 +30,7 @@ from demur.modeling.gguf import cache_folder
 from demur.serving.settings import Settings, load_settings
 
 TURNS = "demur_turns"
-"""In what vLLM renders of a chat: where the turns are."""
+"""In what vLLM renders of a chat: where the turns are, and in which tokens."""
 _IS_OURS = "demur_replaces"
 
 
@@ -78,7 +78,7 @@ def _finding_turns(plain: Any) -> Any:
                 prompt.pop("prompt_token_offsets", None)
             turns = await _turns(self, chat, prompt, offsets, chat_params)
             if turns is not None:
-                prompt[TURNS] = turns
+                prompt[TURNS] = turns, list(prompt["prompt_token_ids"])
         return found, prompts
 
     return render_chat_async
@@ -111,8 +111,10 @@ def _sealing(plain: Any) -> Any:
     ) -> EngineCoreRequest:
         request = plain(self, request_id, prompt, *args, **kwargs)
         if is_armed(self.vllm_config):
-            turns = prompt.get(TURNS) if isinstance(prompt, dict) else None
-            _seal(request, turns, self.vllm_config)
+            found = prompt.get(TURNS) if isinstance(prompt, dict) else None
+            turns, token_ids = found or (None, None)
+            is_same = token_ids == request.prompt_token_ids
+            _seal(request, turns if is_same else None, self.vllm_config)
         return request
 
     return process_inputs

@@ -3,9 +3,9 @@
 from typing import Literal, get_args
 
 from demur.core.errors import CapabilityError, DataError
+from demur.core.types import ModelId
 from demur.guard.packaged import FALLBACK, PACKAGED
 from demur.guard.responding import load_responder, route_of
-from demur.core.types import ModelId
 from demur.responders.fixed_reply import FixedReply
 from demur.serving.settings import Settings
 

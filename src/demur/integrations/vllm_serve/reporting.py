@@ -1,0 +1,186 @@
+"""Tells clients and Prometheus what became of the prompts of a request.
+
+A response is held back until its prompts are judged, so that its headers can say so, and an error
+can take the place of what was blocked or could not be scored.
+"""
+
+import json
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from prometheus_client import REGISTRY, Counter
+
+from demur.core.results import ERROR
+from demur.integrations.vllm_serve.asking import ASKED, Asked
+from demur.integrations.vllm_serve.desk import Desk
+from demur.serving.answers import blocked, not_answered
+from demur.serving.errors import ApiError
+from demur.serving.metrics import PromptCounters
+from demur.serving.records import BLOCK
+from demur.serving.verdicts import GuardReport
+
+Message = MutableMapping[str, Any]
+Send = Callable[[Message], Awaitable[None]]
+EVENTS = b"text/event-stream"
+
+
+class Counters:
+    """What is counted, in the registry that vLLM's /metrics shows."""
+
+    def __init__(self) -> None:
+        self.prompts = PromptCounters(REGISTRY)
+        self._bypassed = Counter(
+            "demur_prefix_cache_bypassed",
+            "Prompts that did not read the prefix cache, since all their tokens are scored",
+            registry=REGISTRY,
+        )
+
+    def bypassed(self, number: int) -> None:
+        """Count prompts that did not read the prefix cache."""
+        self._bypassed.inc(number)
+
+
+class Exchange:
+    """The prompts of one request, and the reports on them.
+
+    Args:
+        desk: Has the reports.
+        counters: Of the server.
+        scope: ASGI's, for the name of the endpoint.
+    """
+
+    def __init__(self, desk: Desk, counters: Counters, scope: Message) -> None:
+        self.asked = Asked()
+        self.reports: dict[str, GuardReport] = {}
+        self._desk = desk
+        self._counters = counters
+        self._scope = scope
+
+    @property
+    def is_judged(self) -> bool:
+        """All prompts were judged."""
+        return all(id in self.reports for id in self.asked.ids)
+
+    async def settle(self) -> None:
+        """Fetch reports that are still to come, and count them."""
+        waiting = [id for id in self.asked.ids if id not in self.reports]
+        found = await self._desk.reports(waiting)
+        endpoint = str(getattr(self._scope.get("route"), "path", "unknown"))
+        for report in found.values():
+            self._counters.prompts.count(endpoint, report)
+        self.reports |= found
+
+    def close(self) -> None:
+        """Count what is known without a report."""
+        self._counters.bypassed(self.asked.num_cache_bypassed)
+
+    @property
+    def refusal(self) -> ApiError | None:
+        """What is sent in place of the response; None if there is nothing against it."""
+        for id, report in self.reports.items():
+            if report.route == ERROR:
+                return not_answered(id)
+            if report.route == BLOCK:
+                return blocked(report)
+        return None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What headers say: of the first flagged prompt, or else of the first."""
+        found = sorted(self.reports.values(), key=lambda report: not report.flagged)
+        return found[0].headers if found else {}
+
+
+class Held:
+    """A response that waits for the reports on its prompts.
+
+    Args:
+        send: ASGI's.
+        exchange: Of the request.
+    """
+
+    def __init__(self, send: Send, exchange: Exchange) -> None:
+        self._send = send
+        self._exchange = exchange
+        self._messages: list[Message] = []
+        self._is_open = False
+        self._is_replaced = False
+
+    async def __call__(self, message: Message) -> None:
+        """Take what the application sends."""
+        if self._is_replaced:
+            return
+        if self._is_open:
+            await self._send(message)
+            return
+        self._messages.append(message)
+        if message["type"] == "http.response.start":
+            return
+        await self._exchange.settle()
+        is_last = not message.get("more_body", False)
+        if is_last or (self._exchange.is_judged and not self._may_still_ask()):
+            await self._release()
+
+    def _may_still_ask(self) -> bool:
+        """Tell whether a stream has begun before anything was asked of the engine."""
+        headers = dict(self._messages[0].get("headers", ()))
+        return not self._exchange.asked.ids and headers.get(b"content-type", b"").startswith(EVENTS)
+
+    async def _release(self) -> None:
+        messages, self._messages, self._is_open = self._messages, [], True
+        refusal = self._exchange.refusal
+        if refusal is not None:
+            self._is_replaced = True
+            messages = _error(refusal)
+        else:
+            ours = _encoded(self._exchange.headers)
+            messages[0]["headers"] = [*messages[0].get("headers", ()), *ours]
+        for message in messages:
+            await self._send(message)
+
+
+def _error(error: ApiError) -> list[Message]:
+    body = json.dumps(error.as_dict()).encode()
+    about = {"content-type": "application/json", "content-length": str(len(body))}
+    return [
+        {
+            "type": "http.response.start",
+            "status": error.status,
+            "headers": _encoded({**about, **error.headers}),
+        },
+        {"type": "http.response.body", "body": body},
+    ]
+
+
+def _encoded(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
+    return [(name.encode(), value.encode()) for name, value in headers.items()]
+
+
+class Reporting:
+    """ASGI middleware: says of each response what became of its prompts.
+
+    Args:
+        app: What it stands around.
+        counters: Of the server.
+        desk: Returns where reports are had, once the engine is there.
+    """
+
+    def __init__(self, app: Any, *, counters: Counters, desk: Callable[[], Desk]) -> None:
+        self._app = app
+        self._counters = counters
+        self._desk = desk
+
+    async def __call__(self, scope: Message, receive: Any, send: Send) -> None:
+        """Answer a request."""
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        exchange = Exchange(self._desk(), self._counters, scope)
+        token = ASKED.set(exchange.asked)
+        try:
+            held = Held(send, exchange) if scope["type"] == "http" else send
+            await self._app(scope, receive, held)
+        finally:
+            ASKED.reset(token)
+            exchange.close()
+            await exchange.settle()
