@@ -1,10 +1,11 @@
-"""Where the API process gets verdicts: from the worker, and from the engine for texts to be scored."""
+"""Where the API process gets verdicts: they are fetched from the worker, and counted."""
 
 import secrets
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from prometheus_client import REGISTRY, Counter
 from starlette.datastructures import State
 from vllm import SamplingParams
 from vllm.engine.protocol import EngineClient
@@ -21,9 +22,22 @@ from demur.integrations.vllm_serve.signing import Signer
 from demur.integrations.vllm_serve.worker import OPEN
 from demur.serving.answers import not_answered
 from demur.serving.errors import ApiError
-from demur.serving.moderations import chat_of
+from demur.serving.metrics import PromptCounters
+from demur.serving.moderations import PATH, chat_of
 from demur.serving.settings import Settings
 from demur.serving.verdicts import GuardReport
+
+
+class Counters:
+    """What is counted, in the registry that vLLM's /metrics shows."""
+
+    def __init__(self) -> None:
+        self.prompts = PromptCounters(REGISTRY)
+        self.bypassed = Counter(
+            "demur_prefix_cache_bypassed",
+            "Prompts that did not read the prefix cache, since all their tokens are scored",
+            registry=REGISTRY,
+        )
 
 
 class Desk:
@@ -33,10 +47,14 @@ class Desk:
         settings: Of guard.toml.
         engine: Of plain vLLM, armed.
         state: Of its application.
+        counters: Of the server.
     """
 
-    def __init__(self, settings: Settings, engine: EngineClient, state: State) -> None:
+    def __init__(
+        self, settings: Settings, engine: EngineClient, state: State, *, counters: Counters
+    ) -> None:
         self.settings = settings
+        self.counters = counters
         self._engine = engine
         self._state = state
         self._model_id = model_of(engine.vllm_config)
@@ -49,12 +67,22 @@ class Desk:
         """Their names."""
         return [of.name for of in self._opened]
 
-    async def reports(self, ids: Sequence[str]) -> dict[str, GuardReport]:
-        """Return the reports on prompts; those that are not judged yet are left out."""
+    async def reports(
+        self, ids: Sequence[str], *, endpoint: str | None = None
+    ) -> dict[str, GuardReport]:
+        """Fetch the reports on prompts; those that are not judged yet are left out.
+
+        Args:
+            ids: Of the statements on them.
+            endpoint: What they are counted for; None does not count them.
+        """
         if not ids:
             return {}
-        found = await self._engine.collective_rpc("demur_reports", args=(list(ids),))
-        return {id: GuardReport.model_validate(of) for id, of in found[0].items()}
+        (found, *_) = await self._engine.collective_rpc("demur_reports", args=(list(ids),))
+        reports = {id: GuardReport.model_validate(of) for id, of in found.items()}
+        for report in reports.values() if endpoint is not None else ():
+            self.counters.prompts.count(endpoint, report)
+        return reports
 
     async def score(self, text: str) -> GuardReport:
         """Return what the detectors say of a text, without drawing a reply.
@@ -62,12 +90,14 @@ class Desk:
         Raises:
             ApiError: It cannot be judged.
         """
-        _, report = await self._scored(text)
+        _, report = await self._scored(text, endpoint=PATH)
         if not report.prompt_scanned:
             raise not_answered("a text to be moderated")
         return report
 
-    async def _scored(self, text: str) -> tuple[list[int], GuardReport]:
+    async def _scored(
+        self, text: str, *, endpoint: str | None = None
+    ) -> tuple[list[int], GuardReport]:
         """Return the tokens of a text's prompt, and the report on it.
 
         Raises:
@@ -88,7 +118,7 @@ class Desk:
                 pass
         finally:
             ASKED.reset(token)
-        (report,) = (await self.reports(asked.ids)).values()
+        (report,) = (await self.reports(asked.ids, endpoint=endpoint)).values()
         return prompt["prompt_token_ids"], report
 
     async def open(self) -> None:

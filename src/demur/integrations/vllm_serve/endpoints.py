@@ -15,10 +15,10 @@ from vllm.exceptions import VLLMValidationError
 
 from demur.core.errors import ConfigError
 from demur.integrations.vllm_serve.arming import is_armed
-from demur.integrations.vllm_serve.desk import Desk
+from demur.integrations.vllm_serve.desk import Counters, Desk
 from demur.integrations.vllm_serve.patches import put
 from demur.integrations.vllm_serve.plugin import NAME
-from demur.integrations.vllm_serve.reporting import Counters, Reporting
+from demur.integrations.vllm_serve.reporting import Reporting
 from demur.serving.errors import ApiError, documented
 from demur.serving.moderations import PATH, ModerationRequest, ModerationResponse, moderation
 from demur.serving.settings import load_settings
@@ -41,7 +41,7 @@ class Endpoints:
         put(BeamSearchOnlineMixin, "beam_search", _refusing)
         app.include_router(router)
         app.add_exception_handler(ApiError, _answer_error)
-        app.add_middleware(Reporting, counters=Counters(), desk=self._require_desk)
+        app.add_middleware(Reporting, desk=self._require_desk)
 
     def _require_desk(self) -> Desk:
         assert self._desk is not None, "vLLM serves after init_state"
@@ -58,7 +58,7 @@ class Endpoints:
         """
         if engine_client is None or not is_armed(engine_client.vllm_config):
             raise ConfigError("this server's engine is not guarded: start it through vllm serve")
-        self._desk = state.demur = Desk(self._settings, engine_client, state)
+        self._desk = state.demur = Desk(self._settings, engine_client, state, counters=Counters())
         await self._desk.open()
 
 

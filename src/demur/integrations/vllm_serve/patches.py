@@ -1,6 +1,7 @@
 """What of vLLM is replaced by the general plugin: three methods, each by itself and something more.
 
-An engine's arguments are armed, a chat's prompt says where its turns are, and each request is sealed.
+An engine's arguments are armed, a chat's prompt says where its turns are, and each request is
+sealed.
 """
 
 import secrets

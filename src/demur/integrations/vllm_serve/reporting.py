@@ -4,18 +4,16 @@ A response is held back until its prompts are judged, so that its headers can sa
 can take the place of what was blocked or could not be scored.
 """
 
+import asyncio
 import json
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
-
-from prometheus_client import REGISTRY, Counter
 
 from demur.core.results import ERROR
 from demur.integrations.vllm_serve.asking import ASKED, Asked
 from demur.integrations.vllm_serve.desk import Desk
 from demur.serving.answers import blocked, not_answered
 from demur.serving.errors import ApiError
-from demur.serving.metrics import PromptCounters
 from demur.serving.records import BLOCK
 from demur.serving.verdicts import GuardReport
 
@@ -24,36 +22,18 @@ Send = Callable[[Message], Awaitable[None]]
 EVENTS = b"text/event-stream"
 
 
-class Counters:
-    """What is counted, in the registry that vLLM's /metrics shows."""
-
-    def __init__(self) -> None:
-        self.prompts = PromptCounters(REGISTRY)
-        self._bypassed = Counter(
-            "demur_prefix_cache_bypassed",
-            "Prompts that did not read the prefix cache, since all their tokens are scored",
-            registry=REGISTRY,
-        )
-
-    def bypassed(self, number: int) -> None:
-        """Count prompts that did not read the prefix cache."""
-        self._bypassed.inc(number)
-
-
 class Exchange:
     """The prompts of one request, and the reports on them.
 
     Args:
         desk: Has the reports.
-        counters: Of the server.
         scope: ASGI's, for the name of the endpoint.
     """
 
-    def __init__(self, desk: Desk, counters: Counters, scope: Message) -> None:
+    def __init__(self, desk: Desk, scope: Message) -> None:
         self.asked = Asked()
         self.reports: dict[str, GuardReport] = {}
         self._desk = desk
-        self._counters = counters
         self._scope = scope
 
     @property
@@ -64,15 +44,13 @@ class Exchange:
     async def settle(self) -> None:
         """Fetch reports that are still to come, and count them."""
         waiting = [id for id in self.asked.ids if id not in self.reports]
-        found = await self._desk.reports(waiting)
         endpoint = str(getattr(self._scope.get("route"), "path", "unknown"))
-        for report in found.values():
-            self._counters.prompts.count(endpoint, report)
-        self.reports |= found
+        self.reports |= await self._desk.reports(waiting, endpoint=endpoint)
 
-    def close(self) -> None:
-        """Count what is known without a report."""
-        self._counters.bypassed(self.asked.num_cache_bypassed)
+    async def close(self) -> None:
+        """Count what is left."""
+        self._desk.counters.bypassed.inc(self.asked.num_cache_bypassed)
+        await self.settle()
 
     @property
     def refusal(self) -> ApiError | None:
@@ -161,13 +139,11 @@ class Reporting:
 
     Args:
         app: What it stands around.
-        counters: Of the server.
         desk: Returns where reports are had, once the engine is there.
     """
 
-    def __init__(self, app: Any, *, counters: Counters, desk: Callable[[], Desk]) -> None:
+    def __init__(self, app: Any, *, desk: Callable[[], Desk]) -> None:
         self._app = app
-        self._counters = counters
         self._desk = desk
 
     async def __call__(self, scope: Message, receive: Any, send: Send) -> None:
@@ -175,12 +151,11 @@ class Reporting:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
-        exchange = Exchange(self._desk(), self._counters, scope)
+        exchange = Exchange(self._desk(), scope)
         token = ASKED.set(exchange.asked)
         try:
             held = Held(send, exchange) if scope["type"] == "http" else send
             await self._app(scope, receive, held)
         finally:
             ASKED.reset(token)
-            exchange.close()
-            await exchange.settle()
+            await asyncio.shield(exchange.close())

@@ -1,4 +1,4 @@
-"""The guarded worker with a judge of its own: in plain vLLM it runs in another process than the API."""
+"""The guarded worker with a judge of its own: it runs in another process than vLLM's API."""
 
 from typing import Any
 
