@@ -54,13 +54,17 @@ class Desk:
         self, settings: Settings, engine: EngineClient, state: State, *, counters: Counters
     ) -> None:
         self.settings = settings
-        self.counters = counters
+        self._counters = counters
         self._engine = engine
         self._state = state
         self._model_id = model_of(engine.vllm_config)
         self._opened: list[Opened] = [
             open_artifact(source, self._model_id) for source in settings.detectors
         ]
+
+    def count_bypassed(self, number: int) -> None:
+        """Count prompts that did not read the prefix cache."""
+        self._counters.bypassed.inc(number)
 
     @property
     def detectors(self) -> list[str]:
@@ -81,7 +85,7 @@ class Desk:
         (found, *_) = await self._engine.collective_rpc("demur_reports", args=(list(ids),))
         reports = {id: GuardReport.model_validate(of) for id, of in found.items()}
         for report in reports.values() if endpoint is not None else ():
-            self.counters.prompts.count(endpoint, report)
+            self._counters.prompts.count(endpoint, report)
         return reports
 
     async def score(self, text: str) -> GuardReport:

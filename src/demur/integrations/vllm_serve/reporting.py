@@ -6,12 +6,11 @@ can take the place of what was blocked or could not be scored.
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from typing import Any, Protocol
 
-from demur.core.results import ERROR
+from demur.core.results import ERROR, PASS, PASS_UNSCORED
 from demur.integrations.vllm_serve.asking import ASKED, Asked
-from demur.integrations.vllm_serve.desk import Desk
 from demur.serving.answers import blocked, not_answered
 from demur.serving.errors import ApiError
 from demur.serving.records import BLOCK
@@ -20,6 +19,19 @@ from demur.serving.verdicts import GuardReport
 Message = MutableMapping[str, Any]
 Send = Callable[[Message], Awaitable[None]]
 EVENTS = b"text/event-stream"
+PASSING = (PASS, PASS_UNSCORED)
+
+
+class Reports(Protocol):
+    """Where reports on prompts are had; see `desk.Desk`."""
+
+    async def reports(
+        self, ids: Sequence[str], *, endpoint: str | None = None
+    ) -> dict[str, GuardReport]:
+        """Fetch and count the reports on prompts; those that are not judged yet are left out."""
+
+    def count_bypassed(self, number: int) -> None:
+        """Count prompts that did not read the prefix cache."""
 
 
 class Exchange:
@@ -30,7 +42,7 @@ class Exchange:
         scope: ASGI's, for the name of the endpoint.
     """
 
-    def __init__(self, desk: Desk, scope: Message) -> None:
+    def __init__(self, desk: Reports, scope: Message) -> None:
         self.asked = Asked()
         self.reports: dict[str, GuardReport] = {}
         self._desk = desk
@@ -49,16 +61,21 @@ class Exchange:
 
     async def close(self) -> None:
         """Count what is left."""
-        self._desk.counters.bypassed.inc(self.asked.num_cache_bypassed)
+        self._desk.count_bypassed(self.asked.num_cache_bypassed)
         await self.settle()
 
-    @property
-    def refusal(self) -> ApiError | None:
-        """What is sent in place of the response; None if there is nothing against it."""
+    def refusal(self, status: int) -> ApiError | None:
+        """Return what is sent in place of the response; None if there is nothing against it.
+
+        A fixed reply may not obey the grammar that a request asked for: vLLM then fails at it.
+
+        Args:
+            status: Of the response.
+        """
         for id, report in self.reports.items():
             if report.route == ERROR:
                 return not_answered(id)
-            if report.route == BLOCK:
+            if report.route == BLOCK or (status >= 500 and report.route not in PASSING):
                 return blocked(report)
         return None
 
@@ -106,7 +123,7 @@ class Held:
 
     async def _release(self) -> None:
         messages, self._messages, self._is_open = self._messages, [], True
-        refusal = self._exchange.refusal
+        refusal = self._exchange.refusal(messages[0].get("status", 200))
         if refusal is not None:
             self._is_replaced = True
             messages = _error(refusal)
@@ -142,7 +159,7 @@ class Reporting:
         desk: Returns where reports are had, once the engine is there.
     """
 
-    def __init__(self, app: Any, *, desk: Callable[[], Desk]) -> None:
+    def __init__(self, app: Any, *, desk: Callable[[], Reports]) -> None:
         self._app = app
         self._desk = desk
 
