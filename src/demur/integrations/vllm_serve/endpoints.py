@@ -14,10 +14,10 @@ from vllm.entrypoints.generate.beam_search.online import BeamSearchOnlineMixin
 from vllm.exceptions import VLLMValidationError
 
 from demur.core.errors import ConfigError
+from demur.integrations.vllm_serve import NAME
 from demur.integrations.vllm_serve.arming import is_armed
 from demur.integrations.vllm_serve.desk import Counters, Desk
 from demur.integrations.vllm_serve.patches import put
-from demur.integrations.vllm_serve.plugin import NAME
 from demur.integrations.vllm_serve.reporting import Reporting
 from demur.serving.errors import ApiError, documented
 from demur.serving.moderations import PATH, ModerationRequest, ModerationResponse, moderation

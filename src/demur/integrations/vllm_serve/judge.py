@@ -96,17 +96,22 @@ class Judge:
     def _verdicts(
         self, found: Array | Exception, *, has_forged_markers: bool
     ) -> tuple[Verdict, ...]:
-        if isinstance(found, Exception):
-            return tuple(
-                of.unscored(str(found), has_forged_markers=has_forged_markers)
-                for of in self._detectors
-            )
-        verdicts = []
-        for of in self._detectors:
+        return tuple(
+            self._verdict(of, found, has_forged_markers=has_forged_markers)
+            for of in self._detectors
+        )
+
+    def _verdict(
+        self, of: CalibratedDetector, found: Array | Exception, *, has_forged_markers: bool
+    ) -> Verdict:
+        try:
+            if isinstance(found, Exception):
+                raise found
             specs = [read for read in of.detector.reads if isinstance(read, CaptureSpec)]
             readings = Readings({spec: self._columns.state(spec, found)[None] for spec in specs})
-            verdicts.append(verdict_on(of, readings, has_forged_markers=has_forged_markers))
-        return tuple(verdicts)
+        except Exception as error:  # one prompt's failure must not end the step of all
+            return of.unscored(str(error), has_forged_markers=has_forged_markers)
+        return verdict_on(of, readings, has_forged_markers=has_forged_markers)
 
     def _chosen(self, verdicts: Sequence[Verdict]) -> tuple[str, str]:
         """Return the route, and why there is no score."""

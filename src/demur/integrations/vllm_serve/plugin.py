@@ -7,8 +7,7 @@ import os
 from typing import Any
 
 from demur.core.registry import import_named
-
-NAME = "demur"
+from demur.integrations.vllm_serve import NAME
 
 
 class Idle:
