@@ -10,6 +10,8 @@ import httpx
 import pytest
 
 from demur.datasets import starter
+from demur.engines.transformers import TransformersEngine
+from demur.guard import Guard
 from tests.servers import events_of, said
 from tests.vllm_engines import needs_vllm
 from tests.vllm_servers import SERVED, vllm_serving
@@ -44,12 +46,18 @@ def reply_of(response: httpx.Response) -> str:
 
 def tokens_of(http: httpx.Client) -> list[list[int]]:
     """Return the tokens of replies to safe prompts, of chats and of raw completions."""
-    raw = {"model": SERVED, "prompt": SAFE[0], "max_tokens": 12, "temperature": 0}
+    raw = {"model": SERVED, "prompt": "Once upon a time", "max_tokens": 12, "temperature": 0}
     answers = [
         *(said_of(http, text, return_token_ids=True) for text in SAFE),
         http.post("/v1/completions", json={**raw, "return_token_ids": True}),
     ]
     return [answer.json()["choices"][0]["token_ids"] for answer in answers]
+
+
+def verdicts_of(http: httpx.Client, texts: list[str]) -> list[dict[str, Any]]:
+    """Return what moderations say of texts."""
+    answer = http.post("/v1/moderations", json={"input": texts}).raise_for_status()
+    return [result["demur"]["verdicts"][0] for result in answer.json()["results"]]
 
 
 def metric(http: httpx.Client, name: str) -> float:
@@ -85,12 +93,8 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 @pytest.fixture(scope="module")
 def flagged(guarded: Served) -> str:
     """Return a prompt that is flagged."""
-    http, _ = guarded
     texts = unsafe_texts(8)
-    answer = http.post("/v1/moderations", json={"input": texts}).raise_for_status()
-    flags = [result["flagged"] for result in answer.json()["results"]]
-    assert sum(flags) >= 6
-    return texts[flags.index(True)]
+    return texts[[found["flagged"] for found in verdicts_of(guarded[0], texts)].index(True)]
 
 
 def test_safe_prompts_have_the_tokens_of_plain_vllm(
@@ -98,6 +102,21 @@ def test_safe_prompts_have_the_tokens_of_plain_vllm(
 ) -> None:
     assert tokens_of(guarded[0]) == plain_tokens
     assert all(len(tokens) >= 8 for tokens in plain_tokens)
+
+
+def test_scores_are_those_of_transformers(guarded: Served) -> None:
+    guard = Guard.load(
+        TransformersEngine.load("embedded", dtype="float32"), responder="fixed_reply"
+    )
+    texts = [*SAFE, *unsafe_texts(8)]
+    expected = [guard.check(text)[0] for text in texts]
+    found = verdicts_of(guarded[0], texts)
+    scores = [verdict.score for verdict in expected]
+    assert [verdict["score"] for verdict in found] == pytest.approx(scores, rel=1e-3, abs=1e-3)
+    flags = [verdict.flagged for verdict in expected]
+    assert [verdict["flagged"] for verdict in found] == flags
+    assert True in flags
+    assert False in flags
 
 
 def test_a_flagged_prompt_gets_the_fixed_reply_streamed_or_not(
