@@ -141,7 +141,7 @@ def test_a_flagged_prompt_gets_the_fixed_reply_streamed_or_not(
         {"bad_words": [" help"], "allowed_token_ids": [40, 41]},
         {"vllm_xargs": {"demur": "off", "demur_model": "x"}},
         {"vllm_xargs": {"demur": ["observe"], "spans": [0]}},
-        {"tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}]},
+        {"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "none"},
     ],
 )
 def test_nothing_that_a_request_says_gives_it_another_reply(
@@ -188,15 +188,15 @@ def test_raw_completions_are_scored_and_a_batch_is_told_by_its_flagged_prompt(
     guarded: Served, flagged: str
 ) -> None:
     http, log = guarded
-    chat = f"<|im_start|>user\n{flagged}<|im_end|>\n<|im_start|>assistant\n"
-    body = {"model": SERVED, "prompt": [SAFE[0], chat], "max_tokens": 16, "temperature": 0}
-    before = metric(http, "demur_requests")
+    prompts = [f"<|im_start|>user\n{text}<|im_end|>\n" for text in [*SAFE, *unsafe_texts(8)]]
+    body = {"model": SERVED, "prompt": prompts, "max_tokens": 16, "temperature": 0}
+    before = metric(http, "demur_requests"), metric(http, "demur_flags")
     answer = http.post("/v1/completions", json=body).raise_for_status()
     replies = [choice["text"] for choice in answer.json()["choices"]]
-    assert replies[0] != REFUSAL
-    assert replies[1] == REFUSAL
     assert answer.headers["x-demur-route"] == "fixed_reply"
-    assert metric(http, "demur_requests") == before + 2
+    assert REFUSAL not in replies[: len(SAFE)]
+    assert metric(http, "demur_requests") == before[0] + len(prompts)
+    assert metric(http, "demur_flags") == before[1] + replies.count(REFUSAL) > before[1]
     lines = [json.loads(of) for of in re.findall(r"(\{.event.: .demur.judged.*)", log.read_text())]
     assert all(line["is_sealed"] for line in lines)
     assert flagged not in log.read_text()
@@ -253,6 +253,7 @@ def test_a_server_may_block_and_let_requests_observe(
         VLLM_PLUGINS="demur",
         DEMUR_GUARD=str(tmp_path / "guard.toml"),
         DEMUR_SERVE_VLLM__CLIENTS_MAY_OBSERVE="true",
+        DEMUR_SERVE_VLLM__RAW_PROMPTS="refuse",
     ) as (http, _):
         for stream in (False, True):
             blocked = said_of(http, flagged, stream=stream)
@@ -263,5 +264,7 @@ def test_a_server_may_block_and_let_requests_observe(
         assert observed.headers["x-demur-route"] == "pass"
         assert observed.headers["x-demur-would-route"] == "block"
         assert len(reply_of(observed)) > 0
+        raw = {"model": SERVED, "prompt": SAFE[0], "max_tokens": 4}
+        assert "no chats" in http.post("/v1/completions", json=raw).text
         safe = said_of(http, SAFE[0])
         assert reply_of(safe) == reply_of(said_of(guarded[0], SAFE[0]))

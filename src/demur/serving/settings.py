@@ -118,6 +118,8 @@ class VllmSettings(Part):
     """Compile nothing: it starts faster and runs slower."""
     clients_may_observe: bool = False
     """Under vllm serve: a request's vllm_xargs may ask to be answered as if unguarded."""
+    raw_prompts: Literal["score", "refuse"] = "score"
+    """Under vllm serve: prompts that are no chats are scored as a whole, or get HTTP 400."""
 
 
 class UpstreamSettings(Part):

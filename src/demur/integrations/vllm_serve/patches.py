@@ -134,6 +134,8 @@ def _seal(request: EngineCoreRequest, turns: Turns | None, config: VllmConfig) -
         policy = policy_of(extra.pop(ASKED_BY, None), _settings())
     except DataError as error:
         raise VLLMValidationError(str(error), parameter="vllm_xargs") from error
+    if turns is None and _settings().vllm.raw_prompts == "refuse":
+        raise VLLMValidationError("the guard of this server refuses prompts that are no chats")
     columns = _columns(config.additional_config[CONFIG_KEY])
     statement = {
         "id": secrets.token_hex(8),
