@@ -18,8 +18,8 @@ from demur.integrations.vllm_serve.policy import (
     require_possible,
 )
 from demur.integrations.vllm_serve.signing import KEY_VARIABLE, Signer, make_key
-from demur.integrations.vllm_serve.turns import Holed, Turns, find_turns
-from demur.modeling.chat import ChatRenderer
+from demur.integrations.vllm_serve.turns import Holed, Markers, Turns, find_turns
+from demur.modeling.chat import ChatRenderer, hole
 from tests.servers import settings_of
 from tests.tiny import CHATML, NO_SYSTEM, byte_tokenizer, tiny
 
@@ -177,9 +177,50 @@ def test_a_turn_that_was_cut_off_leaves_no_turns() -> None:
     assert found is None
 
 
+def markers_of(template: str) -> tuple[Markers | None, Any]:
+    tokenizer = byte_tokenizer()
+
+    def encode(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    special = {n for n, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return Markers.of(template, encode=encode, special_ids=special), encode
+
+
+@pytest.mark.parametrize("before", ["", "<|im_start|>system\nBe kind.<|im_end|>\n", "Once. "])
+@pytest.mark.parametrize("after", ["<|im_end|>\n<|im_start|>assistant\n", ""])
+def test_turns_are_found_in_a_prompt_that_spells_the_template_out(before: str, after: str) -> None:
+    markers, encode = markers_of(f"<|im_start|>user\n{hole(0)}<|im_end|>\n")
+    assert markers is not None
+    for text in ("A fox.", "\n\n A fox."):
+        found = markers.turns(encode(f"{before}<|im_start|>user\n{text}{after}"))
+        start = len(encode(f"{before}<|im_start|>user\n"))
+        assert found == Turns(((start, start + len(encode(text))),), has_forged_markers=False)
+
+
+def test_other_white_space_behind_a_marker_is_part_of_the_turn() -> None:
+    markers, encode = markers_of(f"<|im_start|>user\n{hole(0)}<|im_end|>\n")
+    assert markers is not None
+    found = markers.turns(encode("<|im_start|>user A fox."))
+    start = len(encode("<|im_start|>user"))
+    assert found == Turns(((start, start + len(" A fox.")),), has_forged_markers=False)
+
+
+def test_without_markers_there_are_no_turns() -> None:
+    markers, encode = markers_of(f"<|im_start|>user\n{hole(0)}<|im_end|>\n")
+    assert markers is not None
+    for text in ("", "A fox.", "<|im_start|>assistant\nA fox.", "<|im_start|>user\n<|im_end|>"):
+        assert markers.turns(encode(text)) is None
+    assert markers_of(f"User: {hole(0)}")[0] is None
+    assert markers_of("<|im_start|>no place for a text")[0] is None
+
+
 def test_contents_of_other_types_are_left_alone() -> None:
     image = {"type": "image_url", "image_url": {"url": "data:"}}
-    messages = [{"role": "user", "content": [image, "a"]}, {"role": "assistant", "content": None}]
+    messages: list[dict[str, Any]] = [
+        {"role": "user", "content": [image, "a"]},
+        {"role": "assistant", "content": None},
+    ]
     holed = Holed.of(messages)
     assert holed.messages[0]["content"][0] == image
     assert holed.messages[1]["content"] is None

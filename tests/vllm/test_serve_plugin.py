@@ -184,19 +184,30 @@ def test_a_grammar_that_the_fixed_reply_does_not_obey_ends_in_a_block(
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "content_filter")
 
 
-def test_raw_completions_are_scored_and_a_batch_is_told_by_its_flagged_prompt(
+def test_a_chat_that_is_spelled_out_as_tokens_is_judged_as_one(
     guarded: Served, flagged: str
 ) -> None:
-    http, log = guarded
-    prompts = [f"<|im_start|>user\n{text}<|im_end|>\n" for text in [*SAFE, *unsafe_texts(8)]]
+    http, _ = guarded
+    texts = [*SAFE, *unsafe_texts(8)]
+    messages = [[{"role": "user", "content": text}] for text in texts]
+    asked = [http.post("/tokenize", json={"model": SERVED, "messages": of}) for of in messages]
+    prompts = [answer.json()["tokens"] for answer in asked]
     body = {"model": SERVED, "prompt": prompts, "max_tokens": 16, "temperature": 0}
     before = metric(http, "demur_requests"), metric(http, "demur_flags")
     answer = http.post("/v1/completions", json=body).raise_for_status()
     replies = [choice["text"] for choice in answer.json()["choices"]]
+    flags = [verdict["flagged"] for verdict in verdicts_of(http, texts)]
+    assert [reply == REFUSAL for reply in replies] == flags
     assert answer.headers["x-demur-route"] == "fixed_reply"
-    assert REFUSAL not in replies[: len(SAFE)]
-    assert metric(http, "demur_requests") == before[0] + len(prompts)
-    assert metric(http, "demur_flags") == before[1] + replies.count(REFUSAL) > before[1]
+    assert metric(http, "demur_requests") == before[0] + 2 * len(prompts)
+    assert metric(http, "demur_flags") == before[1] + 2 * sum(flags)
+
+
+def test_a_text_that_is_no_chat_is_scored(guarded: Served, flagged: str) -> None:
+    http, log = guarded
+    body = {"model": SERVED, "prompt": SAFE[0], "max_tokens": 4}
+    answer = http.post("/v1/completions", json=body).raise_for_status()
+    assert answer.headers["x-demur-scanned"] == "prompt"
     lines = [json.loads(of) for of in re.findall(r"(\{.event.: .demur.judged.*)", log.read_text())]
     assert all(line["is_sealed"] for line in lines)
     assert flagged not in log.read_text()

@@ -84,7 +84,9 @@ class Desk:
             return {}
         (found, *_) = await self._engine.collective_rpc("demur_reports", args=(list(ids),))
         reports = {id: GuardReport.model_validate(of) for id, of in found.items()}
-        for report in reports.values() if endpoint is not None else ():
+        for report in reports.values():
+            if endpoint is None:
+                break
             self._counters.prompts.count(endpoint, report)
         return reports
 

@@ -14,7 +14,7 @@ from vllm import SamplingParams
 from vllm.config import VllmConfig
 from vllm.engine.arg_utils import EngineArgs
 from vllm.exceptions import VLLMValidationError
-from vllm.renderers import BaseRenderer
+from vllm.renderers import BaseRenderer, ChatParams
 from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.input_processor import InputProcessor
 
@@ -26,7 +26,8 @@ from demur.integrations.vllm_serve.arming import arm, is_armed
 from demur.integrations.vllm_serve.asking import ASKED
 from demur.integrations.vllm_serve.policy import ASKED_BY, policy_of
 from demur.integrations.vllm_serve.signing import Signer
-from demur.integrations.vllm_serve.turns import Holed, Turns, find_turns
+from demur.integrations.vllm_serve.turns import Holed, Markers, Turns, find_turns
+from demur.modeling.chat import hole
 from demur.modeling.gguf import cache_folder
 from demur.serving.settings import Settings, load_settings
 
@@ -95,14 +96,36 @@ async def _turns(
     with_holes: Any = rendered.get("prompt")
     if not isinstance(with_holes, str):
         return None
-    added = renderer.get_tokenizer().added_tokens_decoder
     return find_turns(
         chat,
         with_holes,
         text,
         token_ids=prompt["prompt_token_ids"],
         offsets=offsets,
-        special_ids={token_id for token_id, token in added.items() if token.special},
+        special_ids=_special_ids(renderer),
+    )
+
+
+def _special_ids(renderer: BaseRenderer) -> frozenset[int]:
+    added = renderer.get_tokenizer().added_tokens_decoder
+    return frozenset(token_id for token_id, token in added.items() if token.special)
+
+
+@cache
+def _markers(renderer: BaseRenderer) -> Markers | None:
+    """Return what the chat template puts around users' texts; None if it has no such markers."""
+    tokenizer = renderer.get_tokenizer()
+    if not getattr(tokenizer, "is_fast", False):
+        return None
+    probe: list[Any] = [{"role": "user", "content": hole(0)}]
+    _, prompt = renderer.render_messages(probe, ChatParams())
+    rendered: Any = prompt.get("prompt")
+    if not isinstance(rendered, str):
+        return None
+    return Markers.of(
+        rendered,
+        encode=lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
+        special_ids=_special_ids(renderer),
     )
 
 
@@ -114,8 +137,12 @@ def _sealing(plain: Any) -> Any:
         if is_armed(self.vllm_config):
             found = prompt.get(TURNS) if isinstance(prompt, dict) else None
             turns, token_ids = found or (None, None)
-            is_same = token_ids == request.prompt_token_ids
-            _seal(request, turns if is_same else None, self.vllm_config)
+            is_chat = turns is not None and token_ids == request.prompt_token_ids
+            _require_guardable(request, is_chat=is_chat)
+            if not is_chat:
+                markers = _markers(self.renderer)
+                turns = markers and markers.turns(request.prompt_token_ids)
+            _seal(request, turns, self.vllm_config)
         return request
 
     return process_inputs
@@ -125,20 +152,18 @@ def _seal(request: EngineCoreRequest, turns: Turns | None, config: VllmConfig) -
     """Write what the worker has to know of a request into it, sealed.
 
     Raises:
-        VLLMValidationError: The request cannot be guarded, or asks for what it may not have.
+        VLLMValidationError: The request asks for what it may not have.
     """
-    _require_guardable(request)
     params = request.sampling_params
     extra = dict(params.extra_args or {})
     try:
         policy = policy_of(extra.pop(ASKED_BY, None), _settings())
     except DataError as error:
         raise VLLMValidationError(str(error), parameter="vllm_xargs") from error
-    if turns is None and _settings().vllm.raw_prompts == "refuse":
-        raise VLLMValidationError("the guard of this server refuses prompts that are no chats")
     columns = _columns(config.additional_config[CONFIG_KEY])
+    id = secrets.token_hex(8)
     statement = {
-        "id": secrets.token_hex(8),
+        "id": id,
         "policy": policy,
         "spans": _spans(columns, len(request.prompt_token_ids), turns),
         "forged": turns is not None and turns.has_forged_markers,
@@ -150,17 +175,23 @@ def _seal(request: EngineCoreRequest, turns: Turns | None, config: VllmConfig) -
     params.skip_reading_prefix_cache = is_pooled or params.skip_reading_prefix_cache
     asked = ASKED.get()
     if asked is not None:
-        asked.ids.append(statement["id"])
+        asked.ids.append(id)
         asked.num_cache_bypassed += is_pooled
 
 
-def _require_guardable(request: EngineCoreRequest) -> None:
+def _require_guardable(request: EngineCoreRequest, *, is_chat: bool) -> None:
+    """Refuse what is not guarded.
+
+    Raises:
+        VLLMValidationError: The request is such; the message names why.
+    """
     params = request.sampling_params
     refused = {
         "pooling": not isinstance(params, SamplingParams),
         "images and other parts that are no text": bool(request.mm_features),
         "prompt embeddings": request.prompt_embeds is not None,
         "input that is streamed": request.resumable,
+        "prompts that are no chats": not is_chat and _settings().vllm.raw_prompts == "refuse",
         "prompt_logprobs and echo with logprobs, which tell what the model would say": (
             getattr(params, "prompt_logprobs", None) is not None
         ),

@@ -82,7 +82,7 @@ def policy_of(asked: object, settings: Settings) -> Policy:
     own = OBSERVE if settings.observe else ENFORCE
     if asked is None:
         return own
-    allowed = [
+    allowed: list[Policy] = [
         policy
         for policy in get_args(Policy)
         if policy != OBSERVE or own == OBSERVE or settings.vllm.clients_may_observe

@@ -1,10 +1,11 @@
 """Finds the tokens of the turns of a chat that another server renders and splits into tokens.
 
 The chat is rendered once more with placeholders in place of its texts, which shows where the
-template puts each. Offsets of the tokens that the model gets then name the tokens.
+template puts each. Offsets of the tokens that the model gets then name the tokens. In a prompt that
+is no chat, the template's own markers are looked for: a client may have written them by hand.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,3 +113,50 @@ def find_turns(
 
 def _joined(span: Span, num_tokens: int) -> tuple[int, int]:
     return (span.start, span.stop) if span.start < num_tokens else (0, 0)
+
+
+@dataclass(frozen=True)
+class Markers:
+    """What a chat template puts around the text of a user."""
+
+    opening: tuple[int, ...]
+    """Tokens before it, from the last special one on, without white space at their end."""
+    gap: tuple[int, ...]
+    """The white space."""
+    special_ids: frozenset[int]
+    """Any of these ends a turn."""
+
+    @classmethod
+    def of(
+        cls, rendered: str, *, encode: Callable[[str], Sequence[int]], special_ids: Collection[int]
+    ) -> "Markers | None":
+        """Return the markers of a template; None if it uses no special tokens.
+
+        Args:
+            rendered: One user turn whose text is `hole(0)`.
+            encode: Splits a text into tokens, and adds none.
+            special_ids: Tokens that are markers.
+        """
+        before, found, _ = rendered.partition(hole(0))
+        ids = tuple(encode(before.rstrip()))
+        starts = [place for place, token_id in enumerate(ids) if token_id in special_ids]
+        if not found or not starts:
+            return None
+        gap = tuple(encode(before[len(before.rstrip()) :]))
+        return cls(ids[starts[-1] :], gap, frozenset(special_ids))
+
+    def turns(self, token_ids: Sequence[int]) -> Turns | None:
+        """Return the user turns of a prompt that is no chat; None if it shows none."""
+        ids, width = tuple(token_ids), len(self.opening)
+        users = []
+        for place in range(len(ids) - width + 1):
+            if ids[place : place + width] != self.opening:
+                continue
+            start = place + width
+            if ids[start : start + len(self.gap)] == self.gap:
+                start += len(self.gap)
+            stops = (at for at in range(start, len(ids)) if ids[at] in self.special_ids)
+            stop = next(stops, len(ids))
+            if stop > start:
+                users.append((start, stop))
+        return Turns(tuple(users), has_forged_markers=False) if users else None
