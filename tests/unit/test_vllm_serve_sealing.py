@@ -14,6 +14,7 @@ from demur.integrations.vllm_serve import plugin
 from demur.integrations.vllm_serve.policy import (
     flagged_route,
     flagged_text,
+    ignored,
     policy_of,
     require_possible,
 )
@@ -255,6 +256,13 @@ def test_what_a_request_may_ask_for_follows_the_settings() -> None:
 def test_settings_that_would_not_hold_are_refused(given: dict[str, Any], name: str) -> None:
     with pytest.raises(CapabilityError, match=name):
         require_possible(settings_of(**given))
+
+
+def test_settings_that_are_options_of_vllm_are_named() -> None:
+    given = {"port": 1, "limits": {"max_batch": 2, "max_moderation_inputs": 3}, "observe": True,
+             "vllm": {"enforce_eager": True, "raw_prompts": "refuse"}}  # fmt: skip
+    assert ignored(settings_of(**given)) == ["limits.max_batch", "port", "vllm.enforce_eager"]
+    assert ignored(settings_of()) == []
 
 
 @pytest.mark.parametrize(

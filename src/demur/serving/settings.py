@@ -119,7 +119,7 @@ class VllmSettings(Part):
     clients_may_observe: bool = False
     """Under vllm serve: a request's vllm_xargs may ask to be answered as if unguarded."""
     raw_prompts: Literal["score", "refuse"] = "score"
-    """Under vllm serve: prompts that are no chats are scored as a whole, or get HTTP 400."""
+    """Under vllm serve: prompts that are no chats get a score all the same, or HTTP 400."""
 
 
 class UpstreamSettings(Part):

@@ -13,10 +13,10 @@ from demur.engines._columns import Columns
 from demur.engines.vllm.arguments import guarding
 from demur.engines.vllm.worker import CONFIG_KEY
 from demur.guard.loading import readouts_of
-from demur.integrations.vllm_serve.policy import VLLMS_OWN, require_possible
+from demur.integrations.vllm_serve.policy import ignored, require_possible
 from demur.integrations.vllm_serve.signing import make_key
 from demur.modeling.identity import identify_unloaded
-from demur.serving.settings import Settings, load_settings
+from demur.serving.settings import load_settings
 
 log = logging.getLogger("vllm.demur")
 
@@ -42,7 +42,9 @@ def arm(args: EngineArgs) -> None:
     settings = load_settings(None, {})
     require_possible(settings)
     _require_guardable(args)
-    _tell_ignored(settings)
+    in_vain = ignored(settings)
+    if in_vain:
+        log.warning("guard.toml: options of vLLM hold in place of %s", ", ".join(in_vain))
     model = args.create_model_config()
     model_id = identity_of(model)
     columns = Columns.of(
@@ -93,9 +95,3 @@ def _require_guardable(args: EngineArgs) -> None:
         raise CapabilityError(
             f"demur does not guard {' or '.join(found)}: leave it out, or unset DEMUR_GUARD"
         )
-
-
-def _tell_ignored(settings: Settings) -> None:
-    ignored = [name for name in VLLMS_OWN if name in settings.model_fields_set]
-    if ignored:
-        log.warning("guard.toml: vLLM's own options hold in place of %s", ", ".join(ignored))

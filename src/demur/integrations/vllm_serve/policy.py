@@ -18,8 +18,9 @@ SCORE: Policy = "score"
 ASKED_BY = "demur_policy"
 """In a request's vllm_xargs: its policy."""
 
-VLLMS_OWN = ("model", "engine", "dtype", "model_name", "host", "port", "default_max_tokens")
-"""Settings that are options of vLLM here."""
+_VLLMS_OWN = {"model", "engine", "dtype", "model_name", "host", "port", "default_max_tokens"}
+_HOLDING = {"limits": {"max_moderation_inputs"}, "vllm": {"clients_may_observe", "raw_prompts"}}
+"""Of these tables, what is no option of vLLM."""
 
 
 def require_possible(settings: Settings) -> None:
@@ -43,6 +44,13 @@ def require_possible(settings: Settings) -> None:
         raise CapabilityError(
             f"the plugin for vllm serve cannot do what guard.toml asks for: {'; '.join(found)}"
         )
+
+
+def ignored(settings: Settings) -> list[str]:
+    """Return the settings that were given in vain, since options of vLLM hold in their place."""
+    tables = {name: getattr(settings, name).model_fields_set - _HOLDING[name] for name in _HOLDING}
+    found = {f"{name}.{key}" for name, keys in tables.items() for key in keys}
+    return sorted(found | (_VLLMS_OWN & settings.model_fields_set))
 
 
 def responder_line(settings: Settings) -> str:
