@@ -126,11 +126,15 @@ def test_a_prompt_that_was_not_read_whole_has_no_score() -> None:
         scores.values()
 
 
-def test_turns_that_nobody_named_are_an_error() -> None:
-    scores = PrefillScores(NUM_TOKENS, [[(-1, 0)]] * len(COLUMNS))
-    scores.add(0, products())
-    with pytest.raises(DataError, match="where they are"):
-        scores.values()
+def test_a_prompt_without_turns_can_be_read_as_one() -> None:
+    whole = [(0, NUM_TOKENS)]
+    scores = PrefillScores(
+        NUM_TOKENS, [spans_of(of.spec, NUM_TOKENS, whole) for of in COLUMNS.columns]
+    )
+    assert scores.add(0, products())
+    means = [of.spec.pool == "mean" for of in COLUMNS.columns]
+    expected = np.where(means, products().mean(0), products()[-1])
+    np.testing.assert_allclose(scores.values(), expected)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 import json
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +203,16 @@ def test_a_chat_that_is_spelled_out_as_tokens_is_judged_as_one(
     assert answer.headers["x-demur-route"] == "fixed_reply"
     assert metric(http, "demur_requests") == before[0] + 2 * len(prompts)
     assert metric(http, "demur_flags") == before[1] + 2 * sum(flags)
+
+
+def test_requests_side_by_side_keep_their_verdicts(guarded: Served) -> None:
+    http, _ = guarded
+    texts = 3 * [*SAFE, *unsafe_texts(8)]
+    flags = 3 * [verdict["flagged"] for verdict in verdicts_of(http, texts[:11])]
+    with ThreadPoolExecutor(12) as threads:
+        answers = list(threads.map(partial(said_of, http), texts))
+    assert [reply_of(answer) == REFUSAL for answer in answers] == flags
+    assert [answer.headers["x-demur-flagged"] == "true" for answer in answers] == flags
 
 
 def test_a_text_that_is_no_chat_is_scored(guarded: Served, flagged: str) -> None:
