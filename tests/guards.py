@@ -17,8 +17,8 @@ from demur.detectors.linear import Linear
 from demur.engines.fake import FakeEngine
 from demur.guard import Guard, fingerprint
 from demur.guard.calibrated import CalibratedDetector
+from demur.guard.deciding import OnError
 from demur.guard.exchange import ChatLike
-from demur.guard.guard import OnError
 from demur.guard.routes import FlaggedTo
 from demur.responders.fixed_reply import FixedReply
 from demur.responders.safety_prompt import SafetyPrompt

@@ -10,7 +10,7 @@ import pytest
 
 from demur.engines.fake import FakeEngine
 from demur.guard import Guard
-from demur.guard.guard import OnError
+from demur.guard.deciding import OnError
 from demur.guard.routes import FlaggedTo
 from demur.responders.fixed_reply import FixedReply
 from demur.serving.audit_verification import verify

@@ -12,8 +12,8 @@ from demur.core.results import ERROR
 from demur.core.types import Chat, Prompt, Sampling
 from demur.engines.fake import FakeEngine
 from demur.guard import Guard
+from demur.guard.deciding import OnError
 from demur.guard.exchange import plain_replies
-from demur.guard.guard import OnError
 from tests.guards import SAFE, UNSAFE, marker_guard, streamed
 
 

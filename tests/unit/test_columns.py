@@ -1,6 +1,5 @@
 """Read-outs as columns: what a model adds up token by token scores as the states would."""
 
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -37,7 +36,8 @@ def readout(seed: int, *specs: CaptureSpec) -> LinearReadout:
 
 READOUTS = (readout(1, LAST, USER), readout(2, USER), readout(3, LAST))
 COLUMNS = Columns.of(READOUTS, num_blocks=NUM_BLOCKS)
-SPANS = [spans_of(column.spec, PROMPT) for column in COLUMNS.columns]
+TURNS = [(span.start, span.stop) for span in PROMPT.spans_of("user")]
+SPANS = [spans_of(column.spec, len(PROMPT), TURNS) for column in COLUMNS.columns]
 
 
 def products() -> Array:
@@ -126,11 +126,15 @@ def test_a_prompt_that_was_not_read_whole_has_no_score() -> None:
         scores.values()
 
 
-def test_turns_that_nobody_named_are_an_error() -> None:
-    scores = PrefillScores(NUM_TOKENS, [[(-1, 0)]] * len(COLUMNS))
-    scores.add(0, products())
-    with pytest.raises(DataError, match="where they are"):
-        scores.values()
+def test_a_prompt_without_turns_can_be_read_as_one() -> None:
+    whole = [(0, NUM_TOKENS)]
+    scores = PrefillScores(
+        NUM_TOKENS, [spans_of(of.spec, NUM_TOKENS, whole) for of in COLUMNS.columns]
+    )
+    assert scores.add(0, products())
+    means = [of.spec.pool == "mean" for of in COLUMNS.columns]
+    expected = np.where(means, products().mean(0), products()[-1])
+    np.testing.assert_allclose(scores.values(), expected)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +168,7 @@ def test_a_value_that_is_not_finite_is_an_error() -> None:
 
 def test_a_chat_without_user_text_has_no_turns() -> None:
     with pytest.raises(DataError, match="no user text"):
-        spans_of(USER, replace(PROMPT, spans=PROMPT.spans[-1:]))
+        spans_of(USER, len(PROMPT), [])
 
 
 def test_stored_columns_are_the_same_ones(tmp_path: Path) -> None:

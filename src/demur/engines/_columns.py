@@ -20,7 +20,6 @@ from demur.core.errors import CapabilityError, DataError
 from demur.core.readings import Array
 from demur.core.readout import LinearReadout
 from demur.core.reads import CaptureSpec
-from demur.core.types import Prompt
 
 
 @dataclass(frozen=True)
@@ -151,19 +150,25 @@ def _require_linear(spec: CaptureSpec) -> None:
         )
 
 
-def spans_of(spec: CaptureSpec, prompt: Prompt) -> tuple[tuple[int, int], ...]:
+def spans_of(
+    spec: CaptureSpec, num_tokens: int, user_turns: Sequence[tuple[int, int]]
+) -> tuple[tuple[int, int], ...]:
     """Return the runs of tokens that a read of a prompt averages over.
+
+    Args:
+        spec: What is read.
+        num_tokens: Of the prompt.
+        user_turns: Start and stop of each, in order.
 
     Raises:
         DataError: The prompt has no such tokens.
     """
     if spec.positions == "last":
-        return ((len(prompt) - 1, len(prompt)),)
+        return ((num_tokens - 1, num_tokens),)
     if spec.positions == "all":
-        return ((0, len(prompt)),)
-    turns = prompt.spans_of("user")
-    chosen = turns[-1:] if spec.positions == "user" else turns
-    spans = tuple((span.start, span.stop) for span in chosen if span.stop > span.start)
+        return ((0, num_tokens),)
+    chosen = user_turns[-1:] if spec.positions == "user" else user_turns
+    spans = tuple((start, stop) for start, stop in chosen if stop > start)
     if not spans:
         raise DataError("the chat has no user text: there is nothing to score")
     return spans
@@ -219,11 +224,6 @@ class PrefillScores:
         if self._next != self.num_tokens:
             raise DataError(
                 f"{self._next} of {self.num_tokens} tokens were read: there is no score yet"
-            )
-        if any(first < 0 for spans in self._spans for first, _ in spans):
-            raise DataError(
-                "a detector reads the user's turns, and the request does not say where they are: "
-                "send it through demur's endpoints"
             )
         if any(first < self._start for spans in self._spans for first, _ in spans):
             raise DataError(

@@ -5,6 +5,7 @@ number format or quantisation.
 """
 
 import copy
+from collections.abc import Mapping
 from functools import partial
 
 import numpy as np
@@ -103,20 +104,8 @@ def verify(artifact: Artifact, engine: Engine, detector: Detector) -> None:
             in a pass of its own.
     """
     found, stored = take(engine, detector), artifact.fingerprint
-    what = f"detector {artifact.method!r}, fitted on {artifact.model_id.name},"
-    if not all(np.array_equal(found[key], stored[key]) for key in ("lengths", "token_ids")):
-        raise ModelMismatchError(
-            f"{what} knows other tokens for the fingerprint texts than {engine.model_id.name} "
-            "gives: fit it again with this tokenizer and this demur"
-        )
-    difference = float(np.abs(found["scores"] - stored["scores"]).max())
-    if not difference <= artifact.fingerprint_tolerance:  # also true for a NaN
-        raise ModelMismatchError(
-            f"{what} scores the fingerprint texts differently on {engine.model_id.name}: by up to "
-            f"{difference:.4g}, tolerated is {artifact.fingerprint_tolerance:.4g}. The weights, "
-            "number format or quantisation differ: fit it again, or pass verify=False if this is "
-            "meant"
-        )
+    require_alike(artifact, found, name=engine.model_id.name)
+    what = _of(artifact)
     for number, read in enumerate(detector.reads):
         if isinstance(read, OwnPass):
             key = f"log_probabilities.{number}"
@@ -127,3 +116,34 @@ def verify(artifact: Artifact, engine: Engine, detector: Detector) -> None:
                     f"{difference:.4g} in log-probability, tolerated is {OWN_PASS_TOLERANCE:g}. "
                     "Name the model that it was calibrated with, or calibrate it again"
                 )
+
+
+def require_alike(artifact: Artifact, found: Mapping[str, Array], *, name: str) -> None:
+    """Compare tokens and scores of the fingerprint texts with an artifact's.
+
+    Args:
+        artifact: Holds the fingerprint and its tolerance.
+        found: `token_ids`, `lengths` and `scores`, as of `take`.
+        name: Of the model that gave them.
+
+    Raises:
+        ModelMismatchError: The tokens differ, or a score by more than the tolerance.
+    """
+    what, stored = _of(artifact), artifact.fingerprint
+    if not all(np.array_equal(found[key], stored[key]) for key in ("lengths", "token_ids")):
+        raise ModelMismatchError(
+            f"{what} knows other tokens for the fingerprint texts than {name} gives: fit it again "
+            "with this tokenizer and this demur"
+        )
+    difference = float(np.abs(found["scores"] - stored["scores"]).max())
+    if not difference <= artifact.fingerprint_tolerance:  # also true for a NaN
+        raise ModelMismatchError(
+            f"{what} scores the fingerprint texts differently on {name}: by up to "
+            f"{difference:.4g}, tolerated is {artifact.fingerprint_tolerance:.4g}. The weights, "
+            "number format or quantisation differ: fit it again, or pass verify=False if this is "
+            "meant"
+        )
+
+
+def _of(artifact: Artifact) -> str:
+    return f"detector {artifact.method!r}, fitted on {artifact.model_id.name},"

@@ -7,9 +7,9 @@ chosen and the responder has answered; whatever goes wrong on the way leaves it 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal, Self, get_args
+from typing import Self, get_args
 
-from demur.core.errors import CapabilityError, ConfigError, DataError, DemurError
+from demur.core.errors import CapabilityError, ConfigError, DemurError
 from demur.core.interventions import Intervention
 from demur.core.preparing import checkpoints, foreseen, prepare
 from demur.core.protocols import Engine, Monitor, Request, Responder, never
@@ -27,6 +27,7 @@ from demur.core.results import (
 )
 from demur.core.types import Prompt, Sampling
 from demur.guard.calibrated import CalibratedDetector
+from demur.guard.deciding import OnError, chosen_route, verdict_on
 from demur.guard.exchange import (
     ChatLike,
     Exchange,
@@ -41,7 +42,6 @@ from demur.guard.packaged import PACKAGED, responder_line
 from demur.guard.responding import load_responder, route_of
 from demur.guard.routes import FlaggedTo, Route
 
-OnError = Literal["refuse", "raise", "pass_unscored"]
 GREEDY = Sampling()
 SCORE_ONLY = Sampling(max_tokens=0)
 
@@ -315,33 +315,15 @@ class Guard:
         exchange.route = PASS if is_scored else PASS_UNSCORED
 
     def _verdict(self, detector: CalibratedDetector, prompt: Prompt, readings: Readings) -> Verdict:
-        forged = prompt.has_forged_markers
-        try:
-            (verdict,) = detector.verdicts(readings, has_forged_markers=forged)
-        except Exception as error:  # also a programming error must never let a prompt pass
-            message = (
-                f"detector {detector.name!r} could not score the prompt: "
-                f"{type(error).__name__}: {error}"
-            )
-            if self._on_error == "raise":
-                raise DataError(message) from error
-            return detector.unscored(message, has_forged_markers=forged)
-        return verdict
+        return verdict_on(
+            detector,
+            readings,
+            has_forged_markers=prompt.has_forged_markers,
+            raises=self._on_error == "raise",
+        )
 
     def _chosen(self, verdicts: Sequence[Verdict]) -> str:
-        """Return the route; detectors that failed have no say in it."""
-        errors = [verdict.error for verdict in verdicts if verdict.error is not None]
-        if errors and self._on_error != "pass_unscored":
-            raise DataError("; ".join(errors))
-        scored = [verdict for verdict in verdicts if verdict.error is None]
-        route = self._route(scored) if scored else PASS
-        if route == PASS:
-            return PASS_UNSCORED if errors else PASS
-        if route not in self._responders:
-            raise ConfigError(
-                f"the route names {route!r}: expected {PASS!r} or one of {sorted(self._responders)}"
-            )
-        return route
+        return chosen_route(verdicts, self._route, self._responders, on_error=self._on_error)
 
     def _respond(self, route: str, prompt: Prompt, verdicts: Sequence[Verdict]) -> Intervention:
         responder = self._responders[route]

@@ -74,17 +74,15 @@ def readouts_of(sources: Sequence[str | Path], model_id: ModelId) -> list[Linear
     for source in sources:
         if _is_by_name(source):
             raise CapabilityError(f"detector {source!r} is not linear: {_USE_TRANSFORMERS}")
-        folder = find_artifact(source, model_id)
-        artifact = artifacts.read(folder)
-        artifacts.check_model(artifact, model_id, name=folder.name)
-        detector = artifacts.restore(artifact)
-        if not isinstance(detector, LinearDetector):
+        opened = open_artifact(source, model_id)
+        if not isinstance(opened.detector, LinearDetector):
             raise CapabilityError(
-                f"detector {folder.name!r} ({artifact.method}) is not linear: {_USE_TRANSFORMERS}"
+                f"detector {opened.name!r} ({opened.artifact.method}) is not linear: "
+                f"{_USE_TRANSFORMERS}"
             )
-        found.append(detector.readout())
-        if artifact.heads is not None:
-            found += [head.readout for head in artifact.heads.heads.values()]
+        found.append(opened.detector.readout())
+        if opened.artifact.heads is not None:
+            found += [head.readout for head in opened.artifact.heads.heads.values()]
     return found
 
 
@@ -131,14 +129,30 @@ def open_detector(
         opened = _ready(str(source), engine)
         _require_watching(opened.artifact, watches, name=opened.name)
         return opened
-    folder = find_artifact(source, engine.model_id, watches=watches)
+    opened = open_artifact(source, engine.model_id, watches=watches)
+    if verify:
+        fingerprint.verify(opened.artifact, engine, opened.detector)
+    return opened
+
+
+def open_artifact(source: str | Path, model_id: ModelId, *, watches: Watches = "prompt") -> Opened:
+    """Load a fitted detector without an engine: no fingerprint is compared.
+
+    Args:
+        source: An artifact folder, or the name of a packaged one; see `load_detector`.
+        model_id: Of the model that it is to read.
+        watches: What it is to judge.
+
+    Raises:
+        ConfigError: There is no such artifact, or it judges something else.
+        DataError: The artifact is damaged.
+        ModelMismatchError: The artifact was made for another model.
+    """
+    folder = find_artifact(source, model_id, watches=watches)
     artifact = artifacts.read(folder)
     _require_watching(artifact, watches, name=folder.name)
-    artifacts.check_model(artifact, engine.model_id, name=folder.name)
-    detector = artifacts.restore(artifact)
-    if verify:
-        fingerprint.verify(artifact, engine, detector)
-    return Opened(folder.name, artifact, detector)
+    artifacts.check_model(artifact, model_id, name=folder.name)
+    return Opened(folder.name, artifact, artifacts.restore(artifact))
 
 
 def _require_watching(artifact: Artifact, watches: Watches, *, name: str) -> None:

@@ -50,9 +50,9 @@ class ChatRenderer:
         return cls(loaded.tokenizer, name=loaded.model_id.name)
 
     def _finds_system_role(self) -> bool:
-        probe = [{"role": "system", "content": _hole(0)}, {"role": "user", "content": _hole(1)}]
+        probe = [{"role": "system", "content": hole(0)}, {"role": "user", "content": hole(1)}]
         try:
-            return _hole(0) in self._apply(probe, generation_prompt=True)
+            return hole(0) in self._apply(probe, generation_prompt=True)
         except TemplateError:
             return False
 
@@ -142,18 +142,14 @@ class ChatRenderer:
         """Return the characters of each message's content in the rendered text."""
         messages = [message for turn in turns for message in turn]
         holes = iter(range(len(messages)))
-        with_holes = [[replace(m, content=_hole(next(holes))) for m in turn] for turn in turns]
+        with_holes = [[replace(m, content=hole(next(holes))) for m in turn] for turn in turns]
         rendered = self._apply(_filled(with_holes), generation_prompt=True)
-        for contents in ([m.content for m in messages], [m.content.strip() for m in messages]):
-            filled, spans = _fill(rendered, messages, contents)
-            if filled == text:
-                return spans
-        return _found_in_order(messages, text)
+        return [span for span in located(messages, rendered, text) if span is not None]
 
     def _tokenize(self, chat: Chat, text: str, characters: Sequence[Span]) -> Prompt:
         encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
-        spans = [_token_span(span, offsets) for span in characters]
+        spans = [token_span(span, offsets) for span in characters]
         forged = any(
             ids[position] in self._special_ids
             for span in spans
@@ -163,9 +159,28 @@ class ChatRenderer:
         return Prompt(chat, tuple(ids), tuple(spans), forged)
 
 
-def _hole(number: int) -> str:
-    """Return a placeholder that no real text holds: private-use characters around a number."""
+def hole(number: int) -> str:
+    """Return a placeholder for a message: private-use characters, which texts do not hold."""
     return f"\ue0f0demur{number}\ue0f1"
+
+
+def located(messages: Sequence[Message], rendered: str, text: str) -> list[Span | None]:
+    """Return the characters of each message's content; None for one that the template leaves out.
+
+    Args:
+        messages: In order.
+        rendered: What the template makes of them with the `hole` of its number in place of each
+            content.
+        text: What it makes of the messages themselves.
+
+    Raises:
+        DataError: A user's text is not found.
+    """
+    for contents in ([m.content for m in messages], [m.content.strip() for m in messages]):
+        filled, spans = _fill(rendered, messages, contents)
+        if filled == text:
+            return spans
+    return _found_in_order(messages, text)
 
 
 def _filled(turns: Sequence[Sequence[Message]]) -> list[dict[str, str]]:
@@ -177,12 +192,14 @@ def _filled(turns: Sequence[Sequence[Message]]) -> list[dict[str, str]]:
 
 def _fill(
     rendered: str, messages: Sequence[Message], contents: Sequence[str]
-) -> tuple[str, list[Span]]:
+) -> tuple[str, list[Span | None]]:
     """Put contents into a text with placeholders; the spans are of characters."""
-    filled, rest, spans = "", rendered, []
+    filled, rest = "", rendered
+    spans: list[Span | None] = []
     for number, (message, content) in enumerate(zip(messages, contents, strict=True)):
-        before, hole, after = rest.partition(_hole(number))
-        if not hole:
+        before, found, after = rest.partition(hole(number))
+        if not found:
+            spans.append(None)
             continue
         filled += before
         spans.append(_span(message, len(filled), len(filled) + len(content)))
@@ -190,15 +207,17 @@ def _fill(
     return filled + rest, spans
 
 
-def _found_in_order(messages: Sequence[Message], text: str) -> list[Span]:
+def _found_in_order(messages: Sequence[Message], text: str) -> list[Span | None]:
     """Find each content after the one before it: for templates that edit what they are given."""
-    spans, cursor = [], 0
+    spans: list[Span | None] = []
+    cursor = 0
     for message in messages:
         content = message.content.strip()
         start = text.find(content, cursor)
         if start < 0:
             if message.role == "user":
                 raise DataError("the chat template changes the user's text: it cannot be located")
+            spans.append(None)
             continue
         cursor = start + len(content)
         spans.append(_span(message, start, cursor))
@@ -210,7 +229,7 @@ def _span(message: Message, start: int, stop: int) -> Span:
     return Span(kind, start, stop)
 
 
-def _token_span(characters: Span, offsets: Sequence[tuple[int, int]]) -> Span:
+def token_span(characters: Span, offsets: Sequence[tuple[int, int]]) -> Span:
     """Return the tokens that share a character with a run of characters."""
     inside = [
         position

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -27,7 +28,21 @@ def identify(model: Any, tokenizer: Any, *, name: str) -> ModelId:
 
     Padding and truncation settings of the tokenizer do not count: demur uses neither.
     """
-    config = model.config.get_text_config(decoder=True)
+    dtype = str(next(model.parameters()).dtype)
+    found = identify_unloaded(model.config, tokenizer, name=name, dtype=dtype)
+    return replace(found, weights=_hash_of_weights(model))
+
+
+def identify_unloaded(config: Any, tokenizer: Any, *, name: str, dtype: str) -> ModelId:
+    """Return the identity of a model that another engine loads: of its weights it says nothing.
+
+    Args:
+        config: Of transformers.
+        tokenizer: Of transformers.
+        name: What people call the model.
+        dtype: Number format of the weights, as torch names it.
+    """
+    config = config.get_text_config(decoder=True)
     shapes = {field: getattr(config, field, None) for field in _SHAPE_FIELDS}
     vocabulary = json.loads(tokenizer.backend_tokenizer.to_str())
     vocabulary.pop("padding", None)
@@ -37,8 +52,7 @@ def identify(model: Any, tokenizer: Any, *, name: str) -> ModelId:
         tokenizer=_hash(vocabulary),
         chat_template=_hash(tokenizer.chat_template),
         name=name,
-        dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
-        weights=_hash_of_weights(model),
+        dtype=dtype.removeprefix("torch."),
     )
 
 

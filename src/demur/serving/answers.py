@@ -189,12 +189,7 @@ class Answer:
         if isinstance(failure, DataError) and exchange.request is None:
             code = "context_length_exceeded" if "tokens" in str(failure) else "invalid_prompt"
             raise ApiError(400, str(failure), param="messages", code=code)
-        raise ApiError(
-            503,
-            f"the prompt could not be answered safely: the server's log says why of {exchange.id}",
-            type="server_error",
-            code="not_answered",
-        )
+        raise not_answered(exchange.id)
 
     def report(self) -> GuardReport:
         """Return what the answer says of the guard so far; the prompt is the same for all."""
@@ -270,6 +265,16 @@ def overloaded(error: OverloadedError, service: Service) -> ApiError:
         type="rate_limit_error",
         code="overloaded",
         headers={"Retry-After": str(service.settings.limits.retry_after_s)},
+    )
+
+
+def not_answered(id: str) -> ApiError:
+    """Return the answer to a prompt that the server failed at; its log says why."""
+    return ApiError(
+        503,
+        f"the prompt could not be answered safely: the server's log says why of {id}",
+        type="server_error",
+        code="not_answered",
     )
 
 

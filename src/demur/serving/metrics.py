@@ -4,7 +4,8 @@ Labels are bounded: routes, detectors and kinds of errors are the operator's, ne
 prompt that passed without a score has a route of its own, and is never counted as a pass.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily
@@ -40,15 +41,73 @@ class _CacheBypassed(Collector):
         )
 
 
+class Judged(Protocol):
+    """A verdict, as far as it is counted."""
+
+    @property
+    def detector(self) -> str:
+        """Whose it is."""
+
+    @property
+    def flagged(self) -> bool:
+        """The prompt was flagged."""
+
+    @property
+    def error(self) -> str | None:
+        """Why there is no score; None if there is one."""
+
+
+class Routed(Protocol):
+    """What became of a prompt."""
+
+    @property
+    def route(self) -> str:
+        """Who answered."""
+
+    @property
+    def would_route(self) -> str | None:
+        """Who would have answered, of a guard that observes."""
+
+    @property
+    def verdicts(self) -> Sequence[Judged]:
+        """Of the detectors."""
+
+
+class PromptCounters:
+    """What became of prompts.
+
+    Args:
+        registry: Where the counters go.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._requests = _counter(registry, "requests", "Answers to prompts", "endpoint", "route")
+        self._would = _counter(registry, "would_route", "Routes of a guard that observes", "route")
+        self._flags = _counter(registry, "flags", "Prompts flagged, by detector", "detector")
+        self._unscored = _counter(registry, "unscored", "Prompts without a score", "detector")
+
+    def count(self, endpoint: str, found: Routed) -> None:
+        """Count one answered, or failed, prompt."""
+        self._requests.labels(endpoint, found.route).inc()
+        if found.would_route is not None:
+            self._would.labels(found.would_route).inc()
+        for verdict in found.verdicts:
+            if verdict.error is not None:
+                self._unscored.labels(verdict.detector).inc()
+            elif verdict.flagged:
+                self._flags.labels(verdict.detector).inc()
+
+
+def _counter(registry: CollectorRegistry, name: str, about: str, *labels: str) -> Counter:
+    return Counter(f"demur_{name}", about, labels, registry=registry)
+
+
 class Metrics:
     """The metrics of one server, in a registry of its own."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self._requests = self._counter("requests", "Answers to prompts", "endpoint", "route")
-        self._would = self._counter("would_route", "Routes of a guard that observes", "route")
-        self._flags = self._counter("flags", "Prompts flagged, by detector", "detector")
-        self._unscored = self._counter("unscored", "Prompts without a score", "detector")
+        self._prompts = PromptCounters(self.registry)
         self._tokens = self._counter("tokens", "Tokens read or drawn", "kind")
         self._errors = self._counter("errors", "Requests refused or failed", "endpoint", "code")
         self._guard = self._histogram("guard", "The guard's own time a prompt", GUARD_BUCKETS)
@@ -74,14 +133,7 @@ class Metrics:
 
     def count(self, endpoint: str, reply: Reply, *, num_prompt_tokens: int) -> None:
         """Count one answered, or failed, prompt."""
-        self._requests.labels(endpoint, reply.route).inc()
-        if reply.would_route is not None:
-            self._would.labels(reply.would_route).inc()
-        for verdict in reply.verdicts:
-            if verdict.error is not None:
-                self._unscored.labels(verdict.detector).inc()
-            elif verdict.flagged:
-                self._flags.labels(verdict.detector).inc()
+        self._prompts.count(endpoint, reply)
         self._tokens.labels("prompt").inc(num_prompt_tokens)
         self._tokens.labels("reply").inc(len(reply.token_ids))
         timings = reply.timings
@@ -102,7 +154,7 @@ class Metrics:
         self._errors.labels(endpoint, code).inc()
 
     def _counter(self, name: str, about: str, *labels: str) -> Counter:
-        return Counter(f"demur_{name}", about, labels, registry=self.registry)
+        return _counter(self.registry, name, about, *labels)
 
     def _histogram(self, name: str, about: str, buckets: tuple[float, ...]) -> Histogram:
         return Histogram(f"demur_{name}_seconds", about, buckets=buckets, registry=self.registry)

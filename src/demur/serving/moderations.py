@@ -2,6 +2,7 @@
 
 import asyncio
 import secrets
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
@@ -46,6 +47,15 @@ class ModerationRequest(BaseModel):
         if not self.input:
             raise invalid("input", "it is empty: there is nothing to judge")
         return self
+
+    def require_at_most(self, limit: int) -> None:
+        """Refuse more inputs than are allowed.
+
+        Raises:
+            ApiError: There are more.
+        """
+        if not isinstance(self.input, str) and len(self.input) > limit:
+            raise invalid("input", f"{len(self.input)} are more than the {limit} that are allowed")
 
     @property
     def texts(self) -> list[str]:
@@ -92,16 +102,25 @@ async def create_moderation(body: ModerationRequest, request: Request) -> Respon
     """Judge texts as prompts."""
     service = service_of(request)
     service.require_ready()
-    limit = service.settings.limits.max_moderation_inputs
-    if not isinstance(body.input, str) and len(body.input) > limit:
-        raise invalid("input", f"{len(body.input)} are more than the {limit} that are allowed")
+    body.require_at_most(service.settings.limits.max_moderation_inputs)
     id = f"modr-{secrets.token_hex(12)}"
     judged = (_judged(service, text, f"{id}-{number}") for number, text in enumerate(body.texts))
     async with asyncio.timeout(service.settings.limits.request_timeout_s):
         found = await while_connected(request, _all(judged))
+    return moderation(id, [of.name for of in service.guard.detectors], found)
+
+
+def moderation(id: str, detectors: Sequence[str], found: Sequence[GuardReport]) -> Response:
+    """Return the answer to a request.
+
+    Args:
+        id: Of the request.
+        detectors: Names of those that judged.
+        found: On each text.
+    """
     response = ModerationResponse(
         id=id,
-        model=",".join(of.name for of in service.guard.detectors),
+        model=",".join(detectors),
         results=[ModerationResultBody.model_validate(openai_result(of)) for of in found],
     )
     return JSONResponse(response.model_dump(), headers={"x-request-id": id})
@@ -111,17 +130,25 @@ async def _all(judged: Any) -> list[GuardReport]:
     return list(await asyncio.gather(*judged))
 
 
+def chat_of(text: str) -> Chat:
+    """Return the chat that a text is judged as.
+
+    Raises:
+        ApiError: It is empty, or no text.
+    """
+    try:
+        return Chat.from_text(text)
+    except DataError as error:
+        raise ApiError(400, f"input: {error}", param="input", code="invalid_prompt") from error
+
+
 async def _judged(service: Service, text: str, id: str) -> GuardReport:
     """Return what the detectors say of a text.
 
     Raises:
         ApiError: It cannot be judged.
     """
-    try:
-        chat = Chat.from_text(text)
-    except DataError as error:
-        raise ApiError(400, f"input: {error}", param="input", code="invalid_prompt") from error
-    answer = await Answer.begin(service, chat, SCORE_ONLY, call=Call(PATH, id))
+    answer = await Answer.begin(service, chat_of(text), SCORE_ONLY, call=Call(PATH, id))
     async for _ in answer.tokens(0):
         pass
     return answer.report()

@@ -116,6 +116,10 @@ class VllmSettings(Part):
     """Tokens of prompt and reply together; none is the model's own context."""
     enforce_eager: bool = False
     """Compile nothing: it starts faster and runs slower."""
+    clients_may_observe: bool = False
+    """Under vllm serve: a request's vllm_xargs may ask to be answered as if unguarded."""
+    raw_prompts: Literal["score", "refuse"] = "score"
+    """Under vllm serve: prompts that are no chats get a score all the same, or HTTP 400."""
 
 
 class UpstreamSettings(Part):

@@ -130,7 +130,7 @@ def report(
         unscanned: Places of the request that no detector can read.
     """
     first = exchanges[0]
-    verdicts = [_verdict(verdict, guard) for verdict in first.verdicts]
+    verdicts = [detector_verdict(of, guard.versions[of.detector]) for of in first.verdicts]
     return GuardReport(
         route=first.route,
         flagged=any(verdict.flagged for verdict in verdicts),
@@ -147,7 +147,9 @@ def report(
                 num_scanned=exchange.num_scanned,
                 verdict=None
                 if exchange.reply_verdict is None
-                else _verdict(exchange.reply_verdict, guard),
+                else detector_verdict(
+                    exchange.reply_verdict, guard.versions[exchange.reply_verdict.detector]
+                ),
             )
             for index, exchange in enumerate(exchanges)
             if exchange.finish_reason is not None
@@ -155,8 +157,13 @@ def report(
     )
 
 
-def _verdict(verdict: Verdict, guard: Guard) -> DetectorVerdict:
-    version = guard.versions[verdict.detector]
+def detector_verdict(verdict: Verdict, version: str) -> DetectorVerdict:
+    """Return what clients are told of a verdict.
+
+    Args:
+        verdict: Of a detector.
+        version: Of its fitted state.
+    """
     error = None if verdict.error is None else NOT_SCORED
     fields = {**verdict.as_dict(), "version": version, "error": error}
     return DetectorVerdict.model_validate(fields)

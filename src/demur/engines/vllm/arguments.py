@@ -26,12 +26,21 @@ def guarded(columns: Columns, options: Mapping[str, Any]) -> EngineArgs:
         columns: What the model is to compute; they are stored in demur's cache for the worker.
         options: Fields of vLLM's `EngineArgs`; those that guard win.
     """
-    os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")  # the only one that is guarded
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the judge is called within a step
-    own = {
+    return EngineArgs(**{**options, **guarding(columns, workers=WORKERS)})
+
+
+def guarding(columns: Columns, *, workers: str) -> dict[str, Any]:
+    """Return the fields of `EngineArgs` that guard.
+
+    Args:
+        columns: As of `guarded`.
+        workers: The worker's class, with braces in place of `Cpu` or `Gpu`.
+    """
+    os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")  # the only one that is guarded
+    return {
         "async_scheduling": False,
-        "worker_cls": WORKERS.format("Gpu" if torch.cuda.is_available() else "Cpu"),
+        "worker_cls": workers.format("Gpu" if torch.cuda.is_available() else "Cpu"),
         "logits_processors": [FORCED_REPLY],
         "additional_config": {CONFIG_KEY: store(columns, cache_folder() / READOUTS)},
     }
-    return EngineArgs(**{**options, **own})

@@ -221,11 +221,13 @@ class VllmEngine:
 
     def _submit(self, row: Row) -> None:
         request, prompt = row.request, row.prompt
+        turns = [(span.start, span.stop) for span in prompt.spans_of("user")]
         # Tokens that the prefix cache holds are not computed, and so would not be summed. The last
         # one always is: it stands in for what nobody asks for.
         wanted = frozenset() if row.is_judged else frozenset(request.reads)
         spans = [
-            spans_of(of.spec if of.spec in wanted else LAST, prompt) for of in self._columns.columns
+            spans_of(of.spec if of.spec in wanted else LAST, len(prompt), turns)
+            for of in self._columns.columns
         ]
         starts = (start for of_column in spans for start, _ in of_column)
         needed_from = min(starts, default=len(prompt))

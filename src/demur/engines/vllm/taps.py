@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from demur.core.errors import CapabilityError
 from demur.core.readings import Array
-from demur.engines._columns import Columns, Spans
+from demur.engines._columns import Columns, Spans, spans_of
 
 _EPSILON = 1e-12
 
@@ -100,14 +100,9 @@ class Taps:
         return values
 
     def default_spans(self, length: int) -> Spans:
-        """Return what is read of a prompt whose turns nobody has named.
-
-        A column over user turns gets a token that no prompt has, and so never a score.
-        """
-        spans = {"last": (length - 1, length), "all": (0, length)}
-        return [
-            [spans.get(str(column.spec.positions), (-1, 0))] for column in self._columns.columns
-        ]
+        """Return what is read of a prompt whose turns nobody has named: all of it for one."""
+        whole = [(0, length)]
+        return [spans_of(column.spec, length, whole) for column in self._columns.columns]
 
     def begin(self, *, is_read: bool) -> None:
         """Forget the last step, so that taps that do not run leave no number behind.

@@ -61,6 +61,8 @@ class ForcedReply(LogitsProcessor):
 class _Followed:
     """What a worker knows of a request."""
 
+    extra: dict[str, Any]
+    """What it says for demur."""
     scores: PrefillScores | None
     """None once it was judged."""
     forced: Forced | None = None
@@ -81,6 +83,8 @@ class Reader:
         self._end_token_id = end_token_id
         self._followed: dict[str, _Followed] = {}
         self.judge: Judge = _nobody
+        self.opens: Callable[[Any], dict[str, Any]] = _said
+        """Takes vLLM's state of a request; returns what it says for demur."""
         self.num_scored = 0
         """Prompts that got their columns."""
 
@@ -108,7 +112,7 @@ class Reader:
             length = int(batch.num_prompt_tokens[index])
             followed = self._follow(request_id, length)
             if followed.scores is not None:
-                self._read(request_id, followed, start, slice(row, row + count))
+                self._read(followed, start, slice(row, row + count))
             num_drawn = start + count - length
             if followed.forced is not None and num_drawn >= 0:
                 ids = followed.forced
@@ -117,19 +121,27 @@ class Reader:
         for processor in batch.logitsprocs.non_argmax_invariant:
             if isinstance(processor, ForcedReply):
                 processor.rows = forced
+                if forced:
+                    self._hide(forced, processor)
+
+    @torch.inference_mode()
+    def _hide(self, forced: dict[int, int], processor: ForcedReply) -> None:
+        """Take out of the logits what log-probabilities would tell of the untouched reply.
+
+        The processor forces once more, after those that could forbid an end.
+        """
+        step = self._runner.execute_model_state
+        if step is not None and step.logits is not None:
+            processor.apply(step.logits)
 
     def _follow(self, request_id: str, length: int) -> _Followed:
         if request_id not in self._followed:
-            spans: Spans = self._extra(request_id).get("spans") or self._taps.default_spans(length)
-            self._followed[request_id] = _Followed(PrefillScores(length, spans))
+            extra = self.opens(self._runner.requests[request_id])
+            spans: Spans = extra.get("spans") or self._taps.default_spans(length)
+            self._followed[request_id] = _Followed(extra, PrefillScores(length, spans))
         return self._followed[request_id]
 
-    def _extra(self, request_id: str) -> dict[str, Any]:
-        extra: dict[str, Any] = self._runner.requests[request_id].sampling_params.extra_args or {}
-        found: dict[str, Any] = extra.get(CONFIG_KEY) or {}
-        return found
-
-    def _read(self, request_id: str, followed: _Followed, start: int, rows: slice) -> None:
+    def _read(self, followed: _Followed, start: int, rows: slice) -> None:
         """Add the rows of a step to a prompt's columns, and judge it if they were the last."""
         scores = followed.scores
         assert scores is not None, "a prompt is judged once"
@@ -144,7 +156,13 @@ class Reader:
             self.num_scored += 1
         except DataError as error:
             found = error
-        followed.forced = self.judge(self._extra(request_id), found)
+        followed.forced = self.judge(followed.extra, found)
+
+
+def _said(request: Any) -> dict[str, Any]:
+    """Take a request at its word: it comes from this process."""
+    found: dict[str, Any] = (request.sampling_params.extra_args or {}).get(CONFIG_KEY) or {}
+    return found
 
 
 def _nobody(extra: dict[str, Any], found: Array | Exception) -> Forced:
