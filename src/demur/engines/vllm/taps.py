@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from demur.core.errors import CapabilityError
 from demur.core.readings import Array
 from demur.engines._columns import Columns, Spans, spans_of
-
-_EPSILON = 1e-12
+from demur.modeling.capture import RMS_EPSILON
 
 
 @torch.library.custom_op("demur::tap", mutates_args=("scores",))
@@ -40,7 +39,7 @@ def tap(
     num_tokens = state.shape[0]
     state = state.float()
     products = state @ weights
-    scale = torch.rsqrt(state.square().mean(-1, keepdim=True) + _EPSILON)
+    scale = torch.rsqrt(state.square().mean(-1, keepdim=True) + RMS_EPSILON)
     products = torch.where(is_rms, products * scale, products)
     if first:
         scores[:num_tokens, :-1] = products
