@@ -65,6 +65,13 @@ def test_the_same_chat_and_verdicts_give_the_same_intervention(make: MakeRespond
     assert unused.respond(CHAT, VERDICTS) == first
 
 
+def test_one_that_ignores_verdicts_does_the_same_for_all(make: MakeResponder) -> None:
+    responder = make()
+    other = (Verdict("mlp", 0.1, 0.6, 0.0, flagged=True), Verdict("linear", None, None, 0.5, True))
+    if getattr(responder, "ignores_verdicts", False):
+        assert responder.respond(CHAT, other) == responder.respond(CHAT, VERDICTS)
+
+
 def test_what_it_foresees_is_what_it_returns(make: MakeResponder) -> None:
     responder = make()
     if not isinstance(responder, ForeseeingResponder):

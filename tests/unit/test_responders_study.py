@@ -13,6 +13,7 @@ from demur.core.types import Chat
 from demur.engines.fake import FakeEngine
 from demur.guard.exchange import plain_replies
 from demur.guard.kept_replies import KeptReply
+from demur.responders.fixed_reply import FixedReply
 from demur.studies._answers import Answers
 from demur.studies._arms import Arm, Comparison, arm_rows, paired_change
 from demur.studies._cases import Cases, cases_of, role_of
@@ -145,6 +146,31 @@ def test_another_responder_or_length_has_replies_of_its_own(answers: Answers) ->
     assert answers.always("fixed_reply:No.", chats) != answers.always("fixed_reply:Never.", chats)
     longer = replace(answers, max_tokens=9).base(chats)
     assert len(longer[0].token_ids) > len(answers.base(chats)[0].token_ids)
+
+
+def test_what_ignores_verdicts_is_not_drawn_again_for_another_gate(answers: Answers) -> None:
+    chats = [Chat.from_text(UNSAFE)]
+    kept = answers.always("fixed_reply:No.", chats)
+    engine = answers.engine
+    assert isinstance(engine, FakeEngine)
+    before = engine.num_prefills
+    stricter = replace(answers, detector=replace(answers.detector, threshold=-9.0))
+    assert stricter.always("fixed_reply:No.", chats) == kept
+    assert engine.num_prefills == before
+
+
+def test_what_hears_verdicts_is_drawn_again_for_another_gate(
+    answers: Answers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FixedReply, "ignores_verdicts", False)
+    chats = [Chat.from_text(UNSAFE)]
+    answers.always("fixed_reply:No.", chats)
+    engine = answers.engine
+    assert isinstance(engine, FakeEngine)
+    before = engine.num_prefills
+    stricter = replace(answers, detector=replace(answers.detector, threshold=-9.0))
+    stricter.always("fixed_reply:No.", chats)
+    assert engine.num_prefills > before
 
 
 def test_margins_are_scores_over_the_threshold(answers: Answers) -> None:

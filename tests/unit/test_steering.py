@@ -51,6 +51,7 @@ def test_a_dose_grows_from_its_start_to_certainty(
 
 def test_the_highest_verdict_that_flags_gives_the_dose(vectors: Trained) -> None:
     responder = Steering(vectors, dose="probability")
+    assert not responder.ignores_verdicts
     said = [verdict(0.6), verdict(0.75), verdict(0.9, flagged=False)]
     assert scale_of(responder, said) == pytest.approx(0.5)
 

@@ -381,7 +381,11 @@ def whole(parts: Stream) -> Readings:
 
 
 class Responder(Protocol):
-    """Says what is to be done with a flagged chat; pure."""
+    """Says what is to be done with a flagged chat; pure.
+
+    One whose attribute `ignores_verdicts` is true does the same whatever the verdicts are, so that
+    replies may be kept from one detector to another; without it they are not.
+    """
 
     @property
     def needs(self) -> frozenset[type]:

@@ -14,6 +14,7 @@ Differs: only flagged prompts are answered so, and the strength can be set when 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from demur.core.adapters import LoraFolder
 from demur.core.interventions import UseAdapter
@@ -32,6 +33,8 @@ class Adapter:
     scale: float = 1.0
     """Of what the adapter adds: 1 as it was trained, 0 changes nothing, more than 1 goes on in the
     same direction."""
+
+    ignores_verdicts: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""

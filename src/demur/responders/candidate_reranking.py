@@ -15,6 +15,7 @@ log-probability may count, too. An end token is a candidate like any other.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from demur.core.errors import ConfigError
 from demur.core.interventions import Draft, RerankTokens
@@ -39,6 +40,8 @@ class CandidateReranking:
     """Of a token's log-probability in nats, beside the classifier's logit; 0 is the paper's."""
     uses_draft: bool = False
     """Let the draft guess the states: nearly as fast as greedy decoding, and less exact."""
+
+    ignores_verdicts: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Refuse an artifact that lacks what is asked for."""

@@ -5,6 +5,7 @@ The cheapest responder and the safest: what it says does not depend on the promp
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from demur.core.errors import ConfigError
 from demur.core.interventions import ReplyWith
@@ -20,6 +21,8 @@ class FixedReply:
 
     text: str = "I can't help with that."
     """What is said; not empty."""
+
+    ignores_verdicts: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Refuse an empty reply."""

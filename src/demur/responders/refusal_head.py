@@ -12,6 +12,7 @@ with and without it decode in one batch.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from demur.core.interventions import SwapHead
 from demur.core.results import Verdict
@@ -27,6 +28,8 @@ class RefusalHead:
 
     trained: Trained
     """Holds `head` [vocabulary, d_model]."""
+
+    ignores_verdicts: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Refuse an artifact without a head."""

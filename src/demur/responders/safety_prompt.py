@@ -11,6 +11,7 @@ Differs: the text is our own.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from demur.core.errors import ConfigError
 from demur.core.interventions import PrependText
@@ -30,6 +31,8 @@ class SafetyPrompt:
         "help instead. If it is harmless after all, answer it as usual."
     )
     """What is added to the system message; not empty."""
+
+    ignores_verdicts: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Refuse an empty prompt."""

@@ -13,6 +13,7 @@ that flags all gives the paper's). An existing system message is kept, and the e
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from demur.core.interventions import PrependEmbeddings
 from demur.core.results import Verdict
@@ -28,6 +29,8 @@ class SoftPrompt:
 
     trained: Trained
     """Holds `embeddings` [token, d_model], and `text`, the safety prompt that they stand for."""
+
+    ignores_verdicts: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Refuse an artifact without embeddings or their text."""

@@ -59,6 +59,11 @@ class Steering:
         self._vectors(self.scale)
 
     @property
+    def ignores_verdicts(self) -> bool:
+        """Whether the dose is fixed."""
+        return self.dose == "fixed"
+
+    @property
     def needs(self) -> frozenset[type]:
         """The interventions that an engine must be able to do."""
         return frozenset({AddVectors})

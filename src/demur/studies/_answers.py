@@ -89,10 +89,9 @@ class Answers:
         line = responder_line(line, self.engine)
         responder = load_responder(line, self.engine.model_id)
         guard = self._guard(line, responder, Always(route_of(line)))
-        depends_on: dict[str, object] = {
-            "responder": repr(responder),
-            "detector": [self.detector.version, self.detector.threshold],
-        }
+        depends_on: dict[str, object] = {"responder": repr(responder)}
+        if not getattr(responder, "ignores_verdicts", False):
+            depends_on["detector"] = [self.detector.version, self.detector.threshold]
         kept = self._kept(route_of(line), depends_on, partial(_guarded, guard, self.sampling))
         return kept.of(chats, report=self._progress(line))
 
