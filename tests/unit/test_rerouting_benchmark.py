@@ -64,10 +64,11 @@ def test_tokens_are_those_that_each_way_reads(
 
 
 def test_counting_leaves_no_hook_behind() -> None:
-    loaded = tiny()
-    with counting_blocks(loaded):
-        pass
-    assert not any(block._forward_hooks for block in loaded.parts.blocks)
+    blocks = tiny().parts.blocks
+    before = [list(block._forward_hooks) for block in blocks]
+    with counting_blocks(tiny()):
+        assert [list(block._forward_hooks) for block in blocks] != before
+    assert [list(block._forward_hooks) for block in blocks] == before
 
 
 def adapter(share: float) -> Way:
