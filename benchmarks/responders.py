@@ -84,6 +84,9 @@ def by_source(cases: Cases) -> Mapping[str, Sequence[Example]]:
 def main() -> None:
     """Run the benchmark and write its results."""
     parser = parser_of(__doc__)
+    parser.add_argument(
+        "--fpr", type=float, default=0.0, help="of the gate's threshold; default: its own"
+    )
     parser.add_argument("--alone", type=int, default=12, help="prompts answered one at a time")
     parser.add_argument("--no-perplexity", action="store_true", help="do not read replies again")
     parser.add_argument("--out", type=Path, default=RESULTS, help="the folder for results")
@@ -97,6 +100,7 @@ def main() -> None:
     study = Responders(
         responders=tuple(lines),
         detector=gate,
+        fpr=options.fpr,
         num_prompts=len(cases.examples),
         max_tokens=options.max_tokens,
         num_alone=options.alone,
