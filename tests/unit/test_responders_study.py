@@ -114,6 +114,16 @@ def test_a_front_runs_from_base_to_always_and_the_gate_lies_on_it() -> None:
     assert "look-alikes refused there: 0.000." in compared.finding()
 
 
+def test_exactly_a_third_is_at_most_a_third() -> None:
+    base = outcomes([*["complied"] * 63, *["refused"] * 87, "complied"])
+    always = outcomes(["refused"] * 151)
+    margins = np.array([*[1.0] * 42, *[-1.0] * 21, *[1.0] * 87, -1.0])
+    roles = [*["unsafe"] * 150, "look_alike"]
+    compared = Comparison("some", base, always, margins, cases(roles))
+    assert compared.rates(margins >= 0) == (0.14, 0.0)
+    assert "not reached" not in compared.finding()
+
+
 def test_a_responder_that_complies_is_never_safer() -> None:
     base = outcomes(["complied"] * 2)
     margins = np.array([1.0, -1.0])
