@@ -152,7 +152,7 @@ def _pooled(states: Tensor, spec: CaptureSpec) -> Tensor:
     """Return states [position, d_model] normalised and pooled to [d_model], float32."""
     states = states.float()
     if spec.pool == "mean" and spec.normalise == "rms":
-        # One product, no second copy of the states: a long prompt takes a fifth of the time.
+        # One product, no second copy of the states.
         squares = torch.linalg.vector_norm(states, dim=-1).square() / states.shape[-1]
         return torch.rsqrt(squares + RMS_EPSILON) @ states / len(states)
     states = normalised(states, spec)
