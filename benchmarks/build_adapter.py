@@ -1,48 +1,122 @@
-"""Trains the adapter that ships: refusals, and helpful answers to what only sounds dangerous.
+"""Trains the adapter that ships: refusals, and answers to what only sounds dangerous.
 
-It learns from demur's own sets only: every written reply, and the unsafe prompts without one, which
-get refusals from the texts that ship. What it is worth behind the gate is measured by
-`python -m benchmarks.responders --responders adapter:pretrained fixed_reply`.
+It sees what the packaged detector flags, where safe prompts are those that sound most dangerous,
+and so it learns the difference from prompts of a dangerous sound: demur's own and, of public sets
+whose licence allows it, safe contrasts and direct unsafe requests. A prompt with a written reply
+learns that one; other safe prompts learn the model's own greedy answer, unless that refuses; other
+unsafe ones get refusals from the texts that ship. What it is worth behind the gate is measured by
+`python -m benchmarks.shipped_pair`.
 
-    python -m benchmarks.build_adapter [--out FOLDER]
+    DEMUR_DATA=FOLDER python -m benchmarks.build_adapter [--out FOLDER]
 """
 
 import argparse
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import demur
 from benchmarks.adapters import trained_folder, training_metrics
+from benchmarks.arms import drawn, short_prompts, tell
+from demur.core.errors import DataError
 from demur.core.examples import Example
 from demur.core.folders import CARD
 from demur.datasets import replies, starter, written
+from demur.datasets.demur_data import DemurData
+from demur.engines.transformers import TransformersEngine
+from demur.guard.loading import load_detector
+from demur.studies._answers import Answers
+from demur.studies._outcomes import Labelling
 from demur.trainers.sft import SftTrainer
 
 NOTES = """
 ## What it is for
 
-Trained on demur's own sets alone, under Apache-2.0: refusals of unsafe prompts, and helpful
-answers to prompts that only sound dangerous. It answers what the packaged detector flags. Some
-unsafe prompts are answered all the same, and some safe ones refused:
-`benchmarks/results/shipped_pair.md` counts them, set by set.
+Refusals of unsafe prompts, and answers to prompts that only sound dangerous. It answers what the
+packaged detector flags. Some unsafe prompts are answered all the same, and some safe ones refused:
+`benchmarks/results/shipped_pair.md` counts them, set by set. Apache-2.0; of the public sets only
+prompts were used: `coconot_pref` (allenai/noncompliance, MIT), `harmfulqa`, `dangerousqa` and
+`catqa_en` (declare-lab/red-instruct, Apache-2.0), `advbench` and `tdc2023`
+(andyrdt/refusal_direction, Apache-2.0), `aart` (google-research-datasets/aart-ai-safety-dataset,
+CC-BY-4.0), `derta_malicious` (RobustNLP/DeRTa, MIT), `gptfuzz_questions` (sherdencooper/GPTFuzz,
+MIT).
 """
 OUT = Path(demur.__file__).parent / "pretrained" / "adapters" / "smollm2-135m-instruct"
+MAX_TOKENS = 40
+"""Of an answer that the model draws. One token less is learnt, so that no end is learnt where an
+answer was cut."""
 TRAINER = SftTrainer(
-    layers=range(12, 30), rank=6, alpha=24, steps=300, unsafe_share=0.65, learning_rate=1e-3
+    layers=range(12, 30),
+    rank=6,
+    alpha=24,
+    steps=500,
+    unsafe_share=0.5,
+    learning_rate=1e-3,
+    max_reply_tokens=MAX_TOKENS - 1,
 )
 """Blocks above the lowest that the packaged detector reads; the file stays below 5 MB."""
+CONTRASTS = ("coconot_pref",)
+REQUESTS = (
+    "advbench", "tdc2023", "harmfulqa", "dangerousqa", "catqa_en", "aart", "derta_malicious",
+    "gptfuzz_questions",
+)  # fmt: skip
+"""Public sets of safe prompts of a dangerous sound, and of plain unsafe ones."""
+OF_EACH = 100
+"""Unsafe prompts of a public set, at most."""
+
+
+def with_reply() -> list[Example]:
+    """Return demur's own prompts with the replies that were written for them."""
+    return replies.load("train")
+
+
+def unanswered(data: DemurData) -> list[Example]:
+    """Return unsafe prompts, and English safe ones of a dangerous sound, without written replies.
+
+    Raises:
+        DataError: A set may not be used for what ships.
+    """
+    known = {example.id for example in with_reply()}
+    own = [of for of in (*written.load("train"), *starter.load("train")) if of.id not in known]
+    found = [of for of in own if of.label == "unsafe" or _sounds_dangerous(of)]
+    for name, label in (*((of, "safe") for of in CONTRASTS), *((of, "unsafe") for of in REQUESTS)):
+        if not data.sets[name].may_ship:
+            raise DataError(f"{name} is for measuring only: leave it out")
+        prompts = short_prompts(data, name, "train", label)
+        found += prompts if label == "safe" else drawn(prompts, min(OF_EACH, len(prompts)))
+    return found
+
+
+def _sounds_dangerous(example: Example) -> bool:
+    return example.is_look_alike and example.language in (None, "en")
+
+
+def answered(safe: Sequence[Example]) -> list[Example]:
+    """Return prompts with the packaged model's own answers; where it refuses they are left out."""
+    engine = TransformersEngine.load("embedded")
+    answers = Answers(engine, load_detector("pretrained", engine), MAX_TOKENS, tell)
+    chats = [example.chat for example in safe]
+    drawn_replies = answers.base(chats)
+    outcomes = Labelling(("reply_classifier", "refusal_match")).label(chats, drawn_replies)
+    refused = (outcomes.outcome == "refused") | (outcomes.second == "refused")
+    return [
+        replace(example, safe_response=reply.text)
+        for example, reply, left_out in zip(
+            safe, drawn_replies, refused | outcomes.collapsed, strict=True
+        )
+        if reply.text.strip() and not left_out
+    ]
 
 
 def rows() -> list[Example]:
-    """Return what is learnt: prompts with a written reply, and unsafe ones without."""
-    answered = replies.load("train")
-    with_reply = {example.id for example in answered}
-    unsafe = [
-        example
-        for example in (*written.load("train"), *starter.load("train"))
-        if example.label == "unsafe" and example.id not in with_reply
+    """Return what is learnt: safe prompts with an answer, and unsafe ones."""
+    others = unanswered(DemurData())
+    return [
+        *with_reply(),
+        *answered([of for of in others if of.label == "safe"]),
+        *(of for of in others if of.label == "unsafe"),
     ]
-    return [*answered, *unsafe]
 
 
 def main() -> None:
@@ -51,7 +125,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=OUT, help="the folder")
     options = parser.parse_args()
     folder = trained_folder(TRAINER, rows(), "embedded", options.out)
-    card = (folder / CARD).read_text(encoding="utf-8").partition(NOTES)[0]
+    card = (folder / CARD).read_text(encoding="utf-8").partition("\n## What it is for")[0]
     (folder / CARD).write_text(card + NOTES, encoding="utf-8")
     print(json.dumps(training_metrics(folder), indent=2))
 

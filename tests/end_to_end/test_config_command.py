@@ -68,6 +68,10 @@ def test_unknown_keys_end_in_one_line(demur: CommandLine, file: Path) -> None:
         (f'detectors = ["{PACKAGED}"]\nfpr = 0.4', "no threshold for a false-positive rate of 0.4"),
         ('responder = "none"', "responder: there is no responder 'none'"),
         (f'[reply]\ndetector = "{PACKAGED}"', "reply.detector: detector"),
+        (
+            '[reply]\ndetector = "pretrained"\non_flagged = "safety_prompt"',
+            "reply.on_flagged: responder 'safety_prompt' cannot take over",
+        ),
         ('[audit]\npath = "none/audit.jsonl"', "audit.path: there is no folder none"),
     ],
 )

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from demur.cli.main import run
+from demur.core.interventions import UseAdapter
 from demur.core.reads import CaptureSpec
 from demur.core.results import PASS
 from demur.core.types import Sampling
@@ -18,6 +19,8 @@ from demur.guard import Guard
 from demur.guard.loading import load_detector
 from demur.modeling.capture import capture
 from demur.modeling.load import load
+from demur.serving.service import load_guard
+from demur.serving.settings import ReplySettings, Settings
 
 pytestmark = pytest.mark.slow
 
@@ -77,6 +80,19 @@ def test_the_packaged_reply_detector_scans_a_reply_to_its_end() -> None:
     assert not reply.reply_verdict.flagged
 
 
+def test_a_flagged_reply_may_go_on_under_the_packaged_adapter() -> None:
+    reply = {"detector": "pretrained", "on_flagged": "adapter:pretrained", "cache": "recompute"}
+    served = load_guard(Settings(reply=ReplySettings(**reply)))  # type: ignore[arg-type]
+    engine = TransformersEngine.load("embedded")
+    made = Guard.load(engine, reply_detector="pretrained", reply_responder="adapter:pretrained@0.5")
+    assert served.problem is None
+    for guard, scale, cache in ((served.guard, 1.0, "recompute"), (made, 0.5, "keep")):
+        assert guard.monitor is not None
+        use = guard.monitor.intervention
+        assert isinstance(use, UseAdapter)
+        assert (use.scale, use.cache) == (scale, cache)
+
+
 def test_the_demo_shows_a_dozen_prompts_and_that_passed_replies_are_untouched(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -96,7 +112,7 @@ def test_the_demo_flags_unsafe_prompts_and_lets_ordinary_ones_pass(
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     routes = [(row["kind"], row["guarded"]["route"]) for row in rows]
     assert routes.count(("ordinary", "pass")) == 3
-    assert routes.count(("unsafe", "fixed_reply")) == 3
+    assert routes.count(("unsafe", "adapter")) == 3
 
 
 def test_the_example_of_the_readme_runs(capsys: pytest.CaptureFixture[str]) -> None:

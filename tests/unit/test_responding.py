@@ -9,12 +9,19 @@ import pytest
 
 from demur.core.errors import ConfigError, DataError, ModelMismatchError
 from demur.core.folders import MANIFEST
-from demur.core.interventions import ReplyWith, SwapHead
+from demur.core.interventions import EndReply, ReplyWith, SwapHead, UseAdapter
 from demur.core.tensors import TENSORS, TensorRef
 from demur.core.trained import Trained, save_trained
 from demur.core.types import Chat
 from demur.engines.fake import FakeEngine
-from demur.guard.responding import check_responder, load_responder, route_of
+from demur.guard.responding import (
+    check_mid_reply,
+    check_responder,
+    load_mid_reply,
+    load_responder,
+    route_of,
+)
+from tests.adapters import lora
 from tests.tiny import tiny
 from tests.trained import trained
 
@@ -105,3 +112,21 @@ def test_another_methods_artifact_says_how_to_load_it(head: Trained) -> None:
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"method": "steering"}))
     with pytest.raises(ConfigError, match="load it as steering:"):
         load_responder(f"refusal_head:{head.folder}", tiny().model_id)
+
+
+def test_a_flagged_reply_ends_unless_somebody_takes_over(tmp_path: Path) -> None:
+    model, adapter = tiny(), lora(tmp_path / "adapter", tiny())
+    assert load_mid_reply(None, model.model_id) == EndReply()
+    assert load_mid_reply("fixed_reply:Enough.", model.model_id) == ReplyWith("Enough.")
+    line = f"adapter:{adapter.folder}@2"
+    check_mid_reply(line)
+    assert load_mid_reply(line, model.model_id) == UseAdapter(adapter.ref, 2.0, "keep")
+    found = load_mid_reply(line, model.model_id, cache="recompute")
+    assert found == UseAdapter(adapter.ref, 2.0, "recompute")
+
+
+@pytest.mark.parametrize("line", ["safety_prompt", "refusal_head:nowhere"])
+def test_what_cannot_take_over_in_mid_reply_is_refused(line: str) -> None:
+    for look in (check_mid_reply, lambda line: load_mid_reply(line, tiny().model_id)):
+        with pytest.raises(ConfigError, match="cannot take over in the middle of a reply"):
+            look(line)

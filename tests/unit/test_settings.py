@@ -128,6 +128,7 @@ def test_a_file_may_begin_with_a_byte_order_mark(folder: Path) -> None:
         ("detectors = ['a', 1]", "detectors[1] is 1: expected a text"),
         ("detectors = []", "detectors is []: expected at least 1 of them"),
         ("on_flagged = 'stop'", "on_flagged is 'stop': expected 'respond', 'refuse' or 'block'"),
+        ("[reply]\non_flagged = 'adapter:a'", "reply: expected detector beside on_flagged"),
         ("[audit]\nkeep_text = true", "audit: expected retention_days beside keep_text"),
     ],
 )

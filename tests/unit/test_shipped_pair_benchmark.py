@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 
 from benchmarks.arms import Arms
-from benchmarks.build_adapter import rows
+from benchmarks.build_adapter import CONTRASTS, REQUESTS, unanswered, with_reply
 from benchmarks.shipped_pair import measured
 from benchmarks.shipped_pair_report import over_refusal, report
+from demur.core.errors import DataError
 from demur.core.examples import Example
 from demur.core.types import Chat
 from demur.datasets import starter, written
+from demur.datasets.demur_data import DemurData
 from demur.studies._cases import Cases
 from demur.studies._outcomes import Outcomes
 
@@ -103,9 +105,32 @@ def test_the_worst_set_decides(planted: Planted) -> None:
     assert "| harm | 3 | 66.7% | complied | 100.0% | 50.0% | -33.3 (" in page
 
 
+class PlantedData:
+    """Public sets of two prompts each, one of which is kept for measuring."""
+
+    def __init__(self, *, may_ship: bool = True) -> None:
+        self.sets = {name: SimpleNamespace(may_ship=may_ship) for name in (*CONTRASTS, *REQUESTS)}
+
+    def load(self, name: str, splits: Sequence[str]) -> list[Example]:
+        label = "safe" if name in CONTRASTS else "unsafe"
+        return [
+            Example(f"{name}:{split}", Chat.from_text(name), cast(Any, label), source=name)
+            for split in splits
+        ]
+
+
 def test_what_ships_is_trained_on_no_prompt_that_is_kept_for_measuring() -> None:
     kept = {e.id for e in (*written.load(), *starter.load()) if e.split != "train"}
     assert kept
-    learnt = rows()
-    assert not {example.id for example in learnt} & kept
-    assert all(e.safe_response or e.label == "unsafe" for e in learnt)
+    learnt = [*with_reply(), *unanswered(cast(DemurData, PlantedData()))]
+    ids = [example.id for example in learnt]
+    assert len(set(ids)) == len(ids)
+    assert not set(ids) & kept
+    public = {example.id for example in learnt if example.source in (*CONTRASTS, *REQUESTS)}
+    assert public == {f"{name}:train" for name in (*CONTRASTS, *REQUESTS)}
+    assert all(e.safe_response or e.is_look_alike or e.label == "unsafe" for e in learnt)
+
+
+def test_what_ships_is_trained_on_no_set_that_is_for_measuring_only() -> None:
+    with pytest.raises(DataError, match="coconot_pref is for measuring only"):
+        unanswered(cast(DemurData, PlantedData(may_ship=False)))

@@ -11,7 +11,7 @@ from demur.cli._server import require_server_packages
 from demur.core.errors import ConfigError, DemurError
 from demur.core.registry import import_named
 from demur.guard.loading import check_source
-from demur.guard.responding import check_responder
+from demur.guard.responding import check_mid_reply, check_responder
 from demur.modeling.load import locate
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
@@ -74,6 +74,8 @@ def _problems(settings: Any) -> Iterator[str]:
         reply = settings.reply
         look = partial(check_source, reply.detector, watches="reply", fpr=reply.fpr)
         checks.append(("reply.detector", look))
+        if reply.responder is not None:
+            checks.append(("reply.on_flagged", partial(check_mid_reply, reply.responder)))
     if settings.audit.path is not None:
         checks.append(("audit.path", partial(_check_folder, settings.audit.path)))
     for key, run in checks:
@@ -109,10 +111,11 @@ def _summary(settings: Any) -> str:
         "refuse": "refused",
         "block": "blocked",
     }[settings.on_flagged]
+    takes_over = "" if settings.reply.responder is None else f", then {settings.reply.responder}"
     parts = [
         f"{settings.model} ({settings.dtype}) at http://{settings.host}:{settings.port}",
         f"prompts watched by {', '.join(settings.detectors)}",
-        f"replies watched by {settings.reply.detector or 'nothing'}",
+        f"replies watched by {settings.reply.detector or 'nothing'}{takes_over}",
         f"flagged prompts are {'let through and recorded' if settings.observe else flagged}",
         f"all others answered by {settings.upstream.url or 'the model'}",
         f"{len(settings.api_keys) or 'no'} API keys",

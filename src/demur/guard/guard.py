@@ -39,7 +39,7 @@ from demur.guard.exchange import (
 from demur.guard.loading import load_detector
 from demur.guard.monitor import ReplyMonitor
 from demur.guard.packaged import PACKAGED, responder_line
-from demur.guard.responding import load_responder, route_of
+from demur.guard.responding import load_mid_reply, load_responder, route_of
 from demur.guard.routes import FlaggedTo, Route
 
 GREEDY = Sampling()
@@ -115,6 +115,7 @@ class Guard:
         fpr: float | None = None,
         on_error: OnError = "refuse",
         reply_detector: str | Path | None = None,
+        reply_responder: str | None = None,
     ) -> Self:
         """Make a guard of detectors on disk and one responder for what any of them flags.
 
@@ -126,8 +127,10 @@ class Guard:
                 `fixed_reply` where none ships.
             fpr: The false-positive rate to set thresholds for; None is each artifact's default.
             on_error: See the class.
-            reply_detector: An artifact that watches replies, or `pretrained`; a flagged reply ends
-                before a flagged token is shown. None leaves replies unwatched.
+            reply_detector: An artifact that watches replies, or `pretrained`; None leaves replies
+                unwatched.
+            reply_responder: Who takes over a flagged reply: `adapter:FOLDER` or `fixed_reply:TEXT`;
+                None ends it before a flagged token is shown.
 
         Raises:
             ConfigError: There is no such detector, rate or responder.
@@ -143,7 +146,10 @@ class Guard:
             on_error=on_error,
             monitor=None
             if reply_detector is None
-            else ReplyMonitor(load_detector(reply_detector, engine, watches="reply")),
+            else ReplyMonitor(
+                load_detector(reply_detector, engine, watches="reply"),
+                load_mid_reply(reply_responder, engine.model_id),
+            ),
         )
 
     def check(self, chat: ChatLike) -> list[Verdict]:

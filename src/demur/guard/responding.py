@@ -7,7 +7,7 @@ adapter:my-adapter@0.5                        a folder of PEFT, or one that was 
 adapter:pretrained                            the adapter that ships for the model
 """
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,15 +15,18 @@ from demur.core import by_name, registry
 from demur.core.adapters import LoraFolder
 from demur.core.errors import ConfigError
 from demur.core.folders import require_same_model
+from demur.core.interventions import CacheUse, EndReply, MidReply, UseAdapter
 from demur.core.protocols import Responder
 from demur.core.trained import Trained
-from demur.core.types import ModelId
+from demur.core.types import Chat, ModelId
 from demur.guard.packaged import PACKAGED, required_adapter
 
 TRAINED = "trained"
 """The first field of a responder that reads an artifact."""
 SCALE = "scale"
 """The field that `@` sets."""
+IN_MID_REPLY = ("adapter", "fixed_reply")
+"""Methods that can take over a reply that is under way."""
 
 
 def route_of(line: str) -> str:
@@ -66,6 +69,49 @@ def check_responder(line: str) -> None:
     """
     if line != PACKAGED:
         _parsed(line, None)
+
+
+def load_mid_reply(line: str | None, model_id: ModelId, *, cache: CacheUse = "keep") -> MidReply:
+    """Return what becomes of a reply that is flagged while it is decoded.
+
+    Args:
+        line: Of a responder that can take over there: adapter:FOLDER, or fixed_reply:TEXT for what
+            was not shown yet. None ends the reply.
+        model_id: Of the model that decodes.
+        cache: Whether an adapter goes on from what the model has read, or reads it again.
+
+    Raises:
+        ConfigError: There is no such responder, or it cannot take over in the middle of a reply.
+        DataError: The artifact is damaged.
+        ModelMismatchError: The artifact was made for another model.
+    """
+    if line is None:
+        return EndReply()
+    _require_mid_reply(line)
+    # Neither method looks at what it is asked.
+    intervention = load_responder(line, model_id).respond(Chat.from_text("flagged"), [])
+    if isinstance(intervention, UseAdapter):
+        return replace(intervention, cache=cache)
+    return cast(MidReply, intervention)
+
+
+def check_mid_reply(line: str) -> None:
+    """See that a line means one that can take over a reply, as far as that can be told.
+
+    Raises:
+        ConfigError: There is no such responder, or it cannot.
+        DataError: The artifact is damaged.
+    """
+    _require_mid_reply(line)
+    check_responder(line)
+
+
+def _require_mid_reply(line: str) -> None:
+    if route_of(line) not in IN_MID_REPLY:
+        raise ConfigError(
+            f"responder {line!r} cannot take over in the middle of a reply: expected "
+            "adapter:FOLDER or fixed_reply:TEXT"
+        )
 
 
 def _parsed(line: str, model_id: ModelId | None) -> tuple[type[Responder], dict[str, Any]]:

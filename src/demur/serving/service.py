@@ -20,7 +20,7 @@ from demur.guard import Guard, fingerprint
 from demur.guard.loading import Opened, open_detector, readouts_of
 from demur.guard.monitor import ReplyMonitor
 from demur.guard.packaged import FALLBACK, PACKAGED, responder_line
-from demur.guard.responding import load_responder, route_of
+from demur.guard.responding import load_mid_reply, load_responder, route_of
 from demur.guard.routes import FlaggedTo
 from demur.responders.fixed_reply import FixedReply
 from demur.serving.errors import ApiError
@@ -70,7 +70,7 @@ def load_guard(settings: Settings) -> Loaded:
         responders={route: responder},
         on_error=settings.on_error,
         observes=settings.observe,
-        monitor=_monitor(settings, watching),
+        monitor=_monitor(settings, watching, engine),
     )
     try:
         for of in (*opened, *watching):
@@ -110,11 +110,15 @@ def _responder_line(settings: Settings, engine: Engine) -> str:
     return responder_line(settings.responder, engine)
 
 
-def _monitor(settings: Settings, watching: Sequence[Opened]) -> ReplyMonitor | None:
+def _monitor(settings: Settings, watching: Sequence[Opened], engine: Engine) -> ReplyMonitor | None:
     if not watching:
         return None
-    detector = watching[0].calibrated(settings.reply.fpr)
-    return ReplyMonitor(detector, hold_tokens=settings.reply.hold_tokens)
+    reply = settings.reply
+    return ReplyMonitor(
+        watching[0].calibrated(reply.fpr),
+        load_mid_reply(reply.responder, engine.model_id, cache=reply.cache),
+        hold_tokens=reply.hold_tokens,
+    )
 
 
 class Service:

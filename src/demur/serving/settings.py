@@ -32,10 +32,14 @@ from pydantic_settings import (
 )
 
 from demur.core.errors import ConfigError
+from demur.core.interventions import CacheUse
 from demur.serving._settings_problems import BETWEEN, PREFIX, Layer, wrong
 
 FILE_VARIABLE = "DEMUR_GUARD"
 """Names guard.toml where no option does."""
+
+END = "end"
+"""What becomes of a flagged reply that nobody takes over."""
 
 _SENDABLE = re.compile(r"(?!\*+$)[!-~]+")
 
@@ -107,6 +111,21 @@ class ReplySettings(Part):
     """A false-positive rate that it was calibrated for; none is its default."""
     hold_tokens: Annotated[int, Field(ge=0)] = 1
     """Tokens held back until they are judged; 0 sends tokens at once."""
+    on_flagged: Text = END
+    """What becomes of a flagged reply: its end, adapter:FOLDER goes on, or fixed_reply:TEXT."""
+    cache: CacheUse = "keep"
+    """An adapter goes on from what the model has read (keep), or reads it again (recompute)."""
+
+    @model_validator(mode="after")
+    def _somebody_flags(self) -> Self:
+        if self.detector is None and self.on_flagged != END:
+            raise ValueError("detector beside on_flagged: nothing else flags a reply")
+        return self
+
+    @property
+    def responder(self) -> str | None:
+        """Who takes over a flagged reply, as a responder's line; None ends it."""
+        return None if self.on_flagged == END else self.on_flagged
 
 
 class VllmSettings(Part):
