@@ -1,11 +1,12 @@
-"""Trains the adapter that ships: refusals, and answers to what only sounds dangerous.
+"""Trains an adapter that could ship: refusals, and answers to what only sounds dangerous.
 
 It sees what the packaged detector flags, where safe prompts are those that sound most dangerous,
 and so it learns the difference from prompts of a dangerous sound: demur's own and, of public sets
 whose licence allows it, safe contrasts and direct unsafe requests. A prompt with a written reply
 learns that one; other safe prompts learn the model's own greedy answer, unless that refuses; other
 unsafe ones get refusals from the texts that ship. What it is worth behind the gate is measured by
-`python -m benchmarks.shipped_pair`.
+`python -m benchmarks.shipped_pair --responder adapter:FOLDER`. The adapter that ships today was
+made of demur's own sets alone: its card says how.
 
     DEMUR_DATA=FOLDER python -m benchmarks.build_adapter [--out FOLDER]
 """
