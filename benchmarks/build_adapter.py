@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import demur
 from benchmarks.adapters import trained_folder, training_metrics
 from benchmarks.arms import drawn, short_prompts, tell
 from demur.core.errors import DataError
@@ -43,7 +42,7 @@ prompts were used: `coconot_pref` (allenai/noncompliance, MIT), `harmfulqa`, `da
 CC-BY-4.0), `derta_malicious` (RobustNLP/DeRTa, MIT), `gptfuzz_questions` (sherdencooper/GPTFuzz,
 MIT).
 """
-OUT = Path(demur.__file__).parent / "pretrained" / "adapters" / "smollm2-135m-instruct"
+OUT = Path("adapter-candidate")
 MAX_TOKENS = 40
 """Of an answer that the model draws. One token less is learnt, so that no end is learnt where an
 answer was cut."""
