@@ -20,6 +20,8 @@ from demur.serving.service import LOADING, Loaded, Service
 from demur.serving.settings import Settings, load_settings
 
 STARTED_WITHIN_S = 20.0
+KEEP_ALL = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+"""With a bound, the pool may close a connection that another thread has just begun to use."""
 
 
 def settings_of(**given: Any) -> Settings:
@@ -78,7 +80,7 @@ def running(app: FastAPI) -> Iterator[Running]:
         _wait_for(server, app)
         port = server.servers[0].sockets[0].getsockname()[1]
         url = f"http://127.0.0.1:{port}"
-        with httpx.Client(base_url=url, timeout=30) as http:
+        with httpx.Client(base_url=url, timeout=30, limits=KEEP_ALL) as http:
             yield Running(url, app, server, http)
     finally:
         server.should_exit = True
