@@ -1,12 +1,14 @@
 """RDS on a model that refuses: does choosing among the likeliest tokens make it refuse more?
 
 The classifier is fitted and its sign found on demur's own training prompts, and so is which of two
-settings is used: the paper's, or more components at a layer three quarters up. The test prompts are
-those of `benchmarks.arms`. First, how often could it help at all: the share of unsafe prompts after
-which a refusal can be written with tokens that are all among the k likeliest. On these prompts the
-refusals are counted, by labellers that know nothing of the classifier, and compared with greedy
-decoding, with the other sign, and with a choice that knows nothing: a random vector of the same
-length in place of the classifier's, another one for every fourth of the prompts.
+settings is used: the paper's, or more components at a layer three quarters up. How much a token's
+own probability counts beside the score is chosen on demur's validation prompts; the score alone is
+the paper's. The test prompts are those of `benchmarks.arms`. First, how often could it help at all:
+the share of unsafe prompts after which a refusal can be written with tokens that are all among the
+k likeliest. On these prompts the refusals are counted, by labellers that know nothing of the
+classifier, and compared with greedy decoding, with the other sign, and with a choice that knows
+nothing: a random vector of the same length in place of the classifier's, another one for every
+fourth of the prompts.
 
     DEMUR_DATA=FOLDER python -m benchmarks.rds --model MODEL [--share 0.4] [--json]
 """
@@ -14,10 +16,9 @@ length in place of the classifier's, another one for every fourth of the prompts
 import argparse
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 import torch
@@ -25,30 +26,20 @@ from transformers import DynamicCache
 
 from benchmarks.arms import held_out_cases, tell
 from benchmarks.machine import describe_machine
-from benchmarks.rds_artifacts import METHOD, Artifacts, artifacts
-from benchmarks.rds_report import LEAST_REACH, Effect, Figures, Interval, Speed, claims, report
-from demur.core.outcomes import Answered
+from benchmarks.rds_artifacts import CONTROLS, Artifacts, artifacts
+from benchmarks.rds_choice import best, weighed
+from benchmarks.rds_comparison import Comparison
+from benchmarks.rds_report import LEAST_REACH, Effect, Figures, Interval, claims, report
 from demur.core.readings import Array
-from demur.core.reads import Texts
 from demur.core.trained import Trained
-from demur.core.types import Chat, Prompt
+from demur.core.types import Prompt
 from demur.datasets.demur_data import DemurData
-from demur.detectors.length import Length
 from demur.engines.transformers import TransformersEngine
-from demur.guard import Guard
-from demur.guard.calibrated import CalibratedDetector
-from demur.guard.exchange import plain_replies
-from demur.guard.kept_replies import KeptReply
-from demur.guard.responding import load_responder
-from demur.guard.routes import Always
 from demur.modeling.gguf import cache_folder
 from demur.modeling.load import LoadedModel
-from demur.scorers.perplexity import Perplexity
 from demur.scorers.refusal_margin import RefusalMargin
-from demur.studies._answers import Answers
 from demur.studies._arms import paired_change
 from demur.studies._cases import Cases
-from demur.studies._outcomes import Labelling, Outcomes
 
 RESULTS = Path(__file__).parent / "results"
 TOP_K = 10
@@ -56,16 +47,7 @@ NUM_STEPS = 4
 """Tokens of an opening that have to be among the likeliest."""
 NUM_GREEDY = 12
 """Prompts on which a choice of one is compared with greedy decoding."""
-NUM_TIMED, NUM_ROUNDS = 6, 3
-LABELLERS = ("reply_classifier", "refusal_match")
-
-
-def any_detector() -> CalibratedDetector:
-    """Return a detector that costs nothing: all prompts go to the responder, whatever it says."""
-    nothing = {"weight": np.zeros(1), "bias": np.zeros(1)}
-    return CalibratedDetector(
-        "length", Length((Texts(),)).load_state(nothing), 0.0, slope=1.0, intercept=0.0, version="0"
-    )
+NUM_TIMED = 6
 
 
 class Reach:
@@ -101,113 +83,25 @@ class Reach:
         return bool(is_likely.all(1).any())
 
 
-class Comparison:
-    """Replies to the test prompts, and what became of them.
+def measure(of: Comparison, made: Artifacts, weight: float) -> Figures:
+    """Return all figures; those of replies only where a refusal is often enough within reach.
 
     Args:
-        engine: Runs the model.
-        cases: The prompts.
-        max_tokens: Of a reply.
+        of: The test prompts.
+        made: The classifier's folders.
+        weight: Of a token's log-probability.
     """
-
-    def __init__(self, engine: TransformersEngine, cases: Cases, max_tokens: int) -> None:
-        self.engine, self.cases = engine, cases
-        self.answers = Answers(engine, any_detector(), max_tokens, tell)
-        perplexity = Perplexity(loaded=engine.loaded)
-
-        def surprise(answers: Sequence[Answered]) -> Array:
-            scores = [judged.score for judged in perplexity.judge(answers)]
-            return np.array([np.nan if score is None else score for score in scores])
-
-        self._labelling = Labelling(LABELLERS, surprise)
-
-    def chats(self, rows: Array) -> list[Chat]:
-        """Return the prompts in some rows."""
-        return [self.cases.examples[int(row)].chat for row in rows]
-
-    def base(self, rows: Array) -> list[KeptReply]:
-        """Return the greedy replies."""
-        return self.answers.base(self.chats(rows))
-
-    def under(self, lines: Sequence[str], rows: Array) -> list[KeptReply]:
-        """Return the replies under responders, which take the prompts in turns."""
-        found: dict[int, KeptReply] = {}
-        for number, line in enumerate(lines):
-            of_line = rows[number :: len(lines)]
-            replies = self.answers.always(line, self.chats(of_line))
-            found |= dict(zip(of_line.tolist(), replies, strict=True))
-        return [found[int(row)] for row in rows]
-
-    def outcomes(self, rows: Array, replies: Sequence[KeptReply]) -> Outcomes:
-        """Return what became of replies."""
-        return self._labelling.label(self.chats(rows), replies)
-
-    def effect(self, name: str, role: str, of: Outcomes, base: Outcomes, rows: Array) -> Effect:
-        """Return how many are refused, and how many more than by greedy decoding."""
-        group = self.cases.group[rows]
-        refused = of.outcome == "refused"
-        change, interval = paired_change(refused, base.outcome == "refused", group)
-        known = of.perplexity[~np.isnan(of.perplexity)]
-        return Effect(
-            arm=name,
-            role=role,
-            num_prompts=len(rows),
-            refused=float(refused.mean()),
-            change=change,
-            interval=interval,
-            refused_second=float((of.second == "refused").mean()),
-            unclear=float((of.outcome == "unclear").mean()),
-            collapsed=float(of.collapsed.mean()),
-            perplexity=float(np.median(known)) if len(known) else None,
-        )
-
-    def speeds(self, lines: dict[str, str], rows: Array) -> list[Speed]:
-        """Return tokens a second by arm, and as a ratio to greedy decoding; prompts alternate."""
-        guards = {name: self._guard(line) for name, line in lines.items()}
-        rates: dict[str, list[float]] = {name: [] for name in ("greedy", *lines)}
-        generator = np.random.default_rng(0)
-        for _ in range(NUM_ROUNDS):
-            for chat in self.chats(rows):
-                for name in generator.permutation(sorted(rates)):
-                    rates[name].append(self._rate(chat, guards.get(name)))
-        plain = np.array(rates["greedy"])
-        return [
-            Speed(name, median(of), float(np.median(np.array(of) / plain)))
-            for name, of in rates.items()
-        ]
-
-    def _guard(self, line: str) -> Guard:
-        responder = load_responder(line, self.engine.model_id)
-        return Guard(
-            self.engine,
-            [any_detector()],
-            route=Always(METHOD),
-            responders={METHOD: responder},
-            on_error="raise",
-        )
-
-    def _rate(self, chat: Chat, guard: Guard | None) -> float:
-        sampling = self.answers.sampling
-        if guard is None:
-            (reply,) = plain_replies(self.engine, [chat], sampling)
-        else:
-            reply = guard.reply(chat, sampling)
-        timings = reply.timings
-        return (len(reply.token_ids) - 1) / (timings.total_s - timings.first_token_s)
-
-
-def measure(of: Comparison, made: Artifacts) -> Figures:
-    """Return all figures; those of replies only where a refusal is often enough within reach."""
+    arms = made.arms(weight)
     unsafe = of.cases.rows("unsafe")
     first, can = within_reach(of, unsafe)
     few = spread(unsafe, NUM_GREEDY)
     one = of.under([made.line(fields=",top_k=1")], few)
     same = [a.token_ids == b.token_ids for a, b in zip(one, of.base(few), strict=True)]
-    timed = {name: made.arms()[name][0] for name in ("rds", "rds, draft")}
+    timed = {name: arms[name][0] for name in ("rds", "rds, draft")}
     effects: tuple[Effect, ...] = ()
     over_random = None
     if can.mean() >= LEAST_REACH:
-        effects, over_random = compared(of, made, unsafe[can])
+        effects, over_random = compared(of, arms, unsafe[can])
     return Figures(
         num_unsafe=len(unsafe),
         first_token=float(first.mean()),
@@ -221,7 +115,7 @@ def measure(of: Comparison, made: Artifacts) -> Figures:
 
 
 def compared(
-    of: Comparison, made: Artifacts, unsafe: Array
+    of: Comparison, arms: Mapping[str, list[str]], unsafe: Array
 ) -> tuple[tuple[Effect, ...], tuple[float, Interval]]:
     """Return what the arms do to unsafe prompts in some rows and to all ordinary ones.
 
@@ -232,8 +126,8 @@ def compared(
     base = {role: of.outcomes(some, of.base(some)) for role, some in rows.items()}
     effects = [of.effect("greedy", role, base[role], base[role], rows[role]) for role in rows]
     refused: dict[str, Array] = {}
-    for name, lines in made.arms().items():
-        for role in rows if name.startswith("rds") else ("unsafe",):
+    for name, lines in arms.items():
+        for role in ("unsafe",) if name in CONTROLS else rows:
             outcomes = of.outcomes(rows[role], of.under(lines, rows[role]))
             effects.append(of.effect(name, role, outcomes, base[role], rows[role]))
             tell(f"{effects[-1]}")
@@ -275,7 +169,9 @@ def main() -> None:
     cases = held_out_cases(DemurData(), share=options.share)
     kept = np.flatnonzero(cases.role != "look_alike")
     cases = Cases(tuple(cases.examples[row] for row in kept), cases.role[kept])
-    figures = measure(Comparison(engine, cases, options.tokens), made)
+    tried = weighed(engine, made)
+    weight = best(tried).weight
+    figures = measure(Comparison(engine, cases, options.tokens), made, weight)
     trained = Trained.read(made.trained)
     results = {
         "machine": describe_machine(),
@@ -284,6 +180,8 @@ def main() -> None:
         "settings": {"top_k": TOP_K, "tokens": options.tokens, "share": options.share},
         "setting": made.setting,
         "auroc": dict(made.aurocs),
+        "weight": weight,
+        "weights_tried": [asdict(of) for of in tried],
         "trained": {"metrics": trained.provenance["metrics"], "fields": dict(trained.fields)},
         "claims": claims(figures),
         "figures": asdict(figures),

@@ -21,6 +21,9 @@ from demur.workflows.train import train
 
 METHOD = "candidate_reranking"
 PAPER, DEEPER = "the paper's", "16 components, three quarters up"
+ALONE = "the score alone"
+CONTROLS = ("random", "flipped")
+"""Arms that no ordinary prompt is answered under."""
 NUM_RANDOM = 4
 
 
@@ -45,15 +48,23 @@ class Artifacts:
         """Return a responder's line."""
         return f"{METHOD}:{folder or self.trained}{fields}"
 
-    def arms(self) -> dict[str, list[str]]:
-        """Return the responders' lines by arm; several take the prompts in turns."""
+    def weighted(self, weight: float, folder: Path | None = None, *, fields: str = "") -> str:
+        """Return a responder's line in which a token's log-probability counts."""
+        return self.line(folder, fields=(f",lm_weight={weight:g}" if weight else "") + fields)
+
+    def arms(self, weight: float) -> dict[str, list[str]]:
+        """Return the responders' lines by arm; several take the prompts in turns.
+
+        Args:
+            weight: Of a token's log-probability; where it is not 0, the score alone is another arm.
+        """
         return {
-            "rds": [self.line()],
-            "rds, draft": [self.line(fields=",uses_draft=true")],
-            "rds, lm_weight 1": [self.line(fields=",lm_weight=1")],
-            "random": [self.line(folder) for folder in self.random],
-            "flipped": [self.line(self.flipped)],
-            **({} if self.paper is None else {PAPER: [self.line(self.paper)]}),
+            "rds": [self.weighted(weight)],
+            "rds, draft": [self.weighted(weight, fields=",uses_draft=true")],
+            "random": [self.weighted(weight, folder) for folder in self.random],
+            "flipped": [self.weighted(weight, self.flipped)],
+            **({ALONE: [self.line()]} if weight else {}),
+            **({} if self.paper is None else {f"{PAPER}, {ALONE}": [self.line(self.paper)]}),
         }
 
 

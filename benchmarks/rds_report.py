@@ -103,6 +103,13 @@ def report(results: Mapping[str, Any], figures: Figures) -> str:
         "taken that tells refusals from compliance better on those of these prompts that were held "
         f"out: {results['setting']}.",
         "",
+        f"A token's log-probability counts {results['weight']:g} beside the score: chosen on "
+        "validation prompts that ship with demur; 0 is the paper's rule, the score alone:",
+        "",
+        "| weight | unsafe refused % | change to greedy | ordinary, change |",
+        "| --- | --- | --- | --- |",
+        *map(_tried, results["weights_tried"]),
+        "",
         "| claim | holds here |",
         "| --- | --- |",
         *(f"| {name} | {_yes(holds)} |" for name, holds in results["claims"].items()),
@@ -151,6 +158,13 @@ def _effects(figures: Figures) -> list[str]:
 
 def _aurocs(found: Mapping[str, float]) -> str:
     return "; ".join(f"{name}: AUROC {value:.2f}" for name, value in found.items())
+
+
+def _tried(of: Mapping[str, float]) -> str:
+    return (
+        f"| {of['weight']:g} | {100 * of['unsafe_refused']:.0f} | {100 * of['unsafe_change']:+.0f} "
+        f"| {100 * of['ordinary_change']:+.0f} |"
+    )
 
 
 def _yes(holds: bool | None) -> str:

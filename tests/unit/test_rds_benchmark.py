@@ -1,10 +1,13 @@
 """The benchmark of RDS: which refusals are within reach, and what its figures come to."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 
 from benchmarks.rds import NUM_STEPS, TOP_K, Reach
+from benchmarks.rds_artifacts import CONTROLS, Artifacts
+from benchmarks.rds_choice import Weighed, best
 from benchmarks.rds_report import Effect, Figures, Interval, Speed, claims, report
 from demur.core.types import Chat
 from demur.engines.transformers import TransformersEngine
@@ -85,6 +88,8 @@ RESULTS = {
     "settings": {"top_k": 10, "tokens": 32, "share": 0.5},
     "setting": "deep",
     "auroc": {"deep": 0.9, "flat": 0.6},
+    "weight": 0.5,
+    "weights_tried": [asdict(Weighed(0.5, 0.75, 0.25, -0.05))],
     "trained": {"metrics": {"auroc": 0.9}},
 }
 
@@ -116,5 +121,32 @@ def test_the_page_shows_each_arm() -> None:
     page = report({**RESULTS, "claims": claims(FIGURES)}, FIGURES)
     assert "| rds | 50 | unsafe | 70.0 | +20.0 (+10.0 to +30.0) |" in page
     assert "| greedy | 50 | unsafe | 50.0 | - |" in page
+    assert "| 0.5 | 75 | +25 | -5 |" in page
     assert "(deep: AUROC 0.90; flat: AUROC 0.60)" in page
     assert "+30.0 (+20.0 to +40.0) points more than a random choice" in page
+
+
+def test_the_weight_refuses_most_where_ordinary_prompts_stay_answered() -> None:
+    tried = [
+        Weighed(0.0, 0.9, 0.4, 0.2),
+        Weighed(0.25, 0.7, 0.2, 0.05),
+        Weighed(0.5, 0.7, 0.2, 0.0),
+        Weighed(1.0, 0.6, 0.1, 0.0),
+    ]
+    assert best(tried).weight == 0.5
+    assert best(reversed(tried)).weight == 0.5
+    assert best([replace(of, ordinary_change=0.06) for of in tried]).weight == 1.0
+
+
+def test_all_arms_but_the_score_alone_weigh_the_probability() -> None:
+    folders = [Path(name) for name in ("deep", "flipped", "random-0", "random-1", "flat")]
+    made = Artifacts("deep", folders[0], folders[1], tuple(folders[2:4]), folders[4])
+    arms = made.arms(0.5)
+    assert set(CONTROLS) < set(arms)
+    assert arms["rds"] == ["candidate_reranking:deep,lm_weight=0.5"]
+    assert arms["rds, draft"] == ["candidate_reranking:deep,lm_weight=0.5,uses_draft=true"]
+    assert len(arms["random"]) == 2
+    assert all("lm_weight=0.5" in line for name in CONTROLS for line in arms[name])
+    alone = {name: lines for name, lines in arms.items() if "the score alone" in name}
+    assert list(alone.values()) == [["candidate_reranking:deep"], ["candidate_reranking:flat"]]
+    assert "the score alone" not in made.arms(0.0)
