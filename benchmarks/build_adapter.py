@@ -2,11 +2,12 @@
 
 It sees what the packaged detector flags, where safe prompts are those that sound most dangerous,
 and so it learns the difference from prompts of a dangerous sound: demur's own and, of public sets
-whose licence allows it, safe contrasts and direct unsafe requests. A prompt with a written reply
-learns that one; other safe prompts learn the model's own greedy answer, unless that refuses; other
-unsafe ones get refusals from the texts that ship. What it is worth behind the gate is measured by
-`python -m benchmarks.shipped_pair --responder adapter:FOLDER`. The adapter that ships today was
-made of demur's own sets alone: its card says how.
+whose licence allows it, safe contrasts and direct unsafe requests. Of these it takes the unsafe
+ones that are flagged and the half of the safe ones that comes nearest to it. A prompt with a
+written reply learns that one; other safe prompts learn the model's own greedy answer, unless that
+refuses; other unsafe ones get refusals from the texts that ship. What it is worth behind the gate
+is measured by `python -m benchmarks.shipped_pair --responder adapter:FOLDER`. The adapter that
+ships today was made of demur's own sets alone: its card says how.
 
     DEMUR_DATA=FOLDER python -m benchmarks.build_adapter [--out FOLDER]
 """
@@ -17,17 +18,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from benchmarks.adapters import trained_folder, training_metrics
-from benchmarks.arms import drawn, short_prompts, tell
+from benchmarks.arms import Arms, drawn, short_prompts
 from demur.core.errors import DataError
 from demur.core.examples import Example
 from demur.core.folders import CARD
+from demur.core.readings import Array
 from demur.datasets import replies, starter, written
 from demur.datasets.demur_data import DemurData
-from demur.engines.transformers import TransformersEngine
-from demur.guard.loading import load_detector
-from demur.studies._answers import Answers
-from demur.studies._outcomes import Labelling
+from demur.studies._cases import Cases
 from demur.trainers.sft import SftTrainer
 
 NOTES = """
@@ -50,8 +51,8 @@ TRAINER = SftTrainer(
     layers=range(12, 30),
     rank=6,
     alpha=24,
-    steps=500,
-    unsafe_share=0.5,
+    steps=700,
+    unsafe_share=0.4,
     learning_rate=1e-3,
     max_reply_tokens=MAX_TOKENS - 1,
 )
@@ -62,7 +63,7 @@ REQUESTS = (
     "gptfuzz_questions",
 )  # fmt: skip
 """Public sets of safe prompts of a dangerous sound, and of plain unsafe ones."""
-OF_EACH = 100
+OF_EACH = 150
 """Unsafe prompts of a public set, at most."""
 
 
@@ -92,18 +93,37 @@ def _sounds_dangerous(example: Example) -> bool:
     return example.is_look_alike and example.language in (None, "en")
 
 
-def answered(safe: Sequence[Example]) -> list[Example]:
-    """Return prompts with the packaged model's own answers; where it refuses they are left out."""
-    engine = TransformersEngine.load("embedded")
-    answers = Answers(engine, load_detector("pretrained", engine), MAX_TOKENS, tell)
-    chats = [example.chat for example in safe]
-    drawn_replies = answers.base(chats)
-    outcomes = Labelling(("reply_classifier", "refusal_match")).label(chats, drawn_replies)
+def hardest(examples: Sequence[Example], margins: Array) -> Array:
+    """Return the rows, in order, of what a gate is most likely to hand over.
+
+    Args:
+        examples: Labelled prompts.
+        margins: How far each one's score is over the gate's threshold, [prompt].
+
+    Returns:
+        Of unsafe prompts those that are flagged; of safe ones that half of each source that comes
+        nearest to it.
+    """
+    unsafe = np.array([example.label == "unsafe" for example in examples])
+    source = np.array([example.source for example in examples])
+    kept = unsafe & (margins >= 0)
+    for name in sorted(set(source[~unsafe].tolist())):
+        rows = np.flatnonzero(~unsafe & (source == name))
+        kept[rows[np.argsort(-margins[rows])][: -(-len(rows) // 2)]] = True
+    found: Array = np.flatnonzero(kept)
+    return found
+
+
+def answered(arms: Arms, rows: Array) -> list[Example]:
+    """Return the prompts in some rows with the model's own answers, but for those it refuses."""
+    chats = [arms.chats[int(row)] for row in rows]
+    replies_drawn = arms.base_replies(rows)
+    outcomes = arms.labelling.label(chats, replies_drawn)
     refused = (outcomes.outcome == "refused") | (outcomes.second == "refused")
     return [
-        replace(example, safe_response=reply.text)
-        for example, reply, left_out in zip(
-            safe, drawn_replies, refused | outcomes.collapsed, strict=True
+        replace(arms.cases.examples[int(row)], safe_response=reply.text)
+        for row, reply, left_out in zip(
+            rows, replies_drawn, refused | outcomes.collapsed, strict=True
         )
         if reply.text.strip() and not left_out
     ]
@@ -111,11 +131,15 @@ def answered(safe: Sequence[Example]) -> list[Example]:
 
 def rows() -> list[Example]:
     """Return what is learnt: safe prompts with an answer, and unsafe ones."""
-    others = unanswered(DemurData())
+    others = tuple(unanswered(DemurData()))
+    role = np.array(["unsafe" if of.label == "unsafe" else "look_alike" for of in others])
+    arms = Arms("embedded", Cases(others, role), max_tokens=MAX_TOKENS)
+    kept = hardest(others, arms.margins())
+    safe = role[kept] == "look_alike"
     return [
         *with_reply(),
-        *answered([of for of in others if of.label == "safe"]),
-        *(of for of in others if of.label == "unsafe"),
+        *answered(arms, kept[safe]),
+        *(others[int(row)] for row in kept[~safe]),
     ]
 
 
