@@ -64,6 +64,15 @@ def trainers(steps: int, *, ablations: bool) -> dict[str, Trainer]:
     return found
 
 
+def trained(model: str, rows: Sequence[Example], wanted: Mapping[str, Trainer]) -> dict[str, Path]:
+    """Return the adapters' folders by arm, trained unless they lie there."""
+    root = cache_folder() / "benchmarks" / "derta" / Path(model).stem
+    return {
+        name: trained_folder(trainer, rows, model, root / name.replace(", ", "-").replace(" ", "-"))
+        for name, trainer in wanted.items()
+    }
+
+
 def measure(
     model: str, detector: str, *, share: float, steps: int, ablations: bool
 ) -> dict[str, Any]:
@@ -80,11 +89,7 @@ def measure(
     data = DemurData()
     arms = Arms(model, held_out_cases(data, share=share), detector=detector, max_tokens=MAX_TOKENS)
     rows = to_train(data, arms, share=share)
-    root = cache_folder() / "benchmarks" / "derta" / Path(model).stem
-    folders = {
-        name: trained_folder(trainer, rows, model, root / name.replace(", ", "-").replace(" ", "-"))
-        for name, trainer in trainers(steps, ablations=ablations).items()
-    }
+    folders = trained(model, rows, trainers(steps, ablations=ablations))
     found: dict[str, Any] = {
         "model": arms.engine.model_id.as_dict(),
         "share": share,

@@ -14,6 +14,7 @@ import torch
 from benchmarks.derta_rows import Begun
 from demur.core.outcomes import Answered
 from demur.core.readings import Array
+from demur.core.types import Chat
 from demur.modeling.labelled import IGNORE, label_batches, label_log_probs
 from demur.modeling.load import LoadedModel
 from demur.scorers.refusal_match import RefusalMatch
@@ -34,22 +35,30 @@ def stopped(loaded: LoadedModel, begun: Sequence[Begun], num_given: int) -> Arra
     """
     given = [(*of.prompt, *of.reply[:num_given]) for of in begun]
     first = continued(loaded, given, BEGINS_WITHIN + PHRASE)
-    answers = [Answered(of.chat, _text(loaded, ids)) for of, ids in zip(begun, first, strict=True)]
-    refused = np.array([found.outcome == "refused" for found in RefusalMatch().judge(answers)])
-    rows = np.flatnonzero(refused).tolist()
+    held = refused([of.chat for of in begun], [text_of(loaded, ids) for ids in first])
+    rows = np.flatnonzero(held).tolist()
     if not rows:
-        return refused
+        return held
     rest = continued(loaded, [(*given[row], *first[row]) for row in rows], NEXT - PHRASE)
-    whole = [
-        Answered(begun[row].chat, _text(loaded, (*first[row], *ids)))
-        for row, ids in zip(rows, rest, strict=True)
-    ]
-    complied = [found.outcome == "complied" for found in ReplyClassifier().judge(whole)]
-    refused[rows] = ~np.array(complied)
-    return refused
+    whole = [text_of(loaded, (*first[row], *ids)) for row, ids in zip(rows, rest, strict=True)]
+    held[rows] = ~complied([begun[row].chat for row in rows], whole)
+    return held
 
 
-def _text(loaded: LoadedModel, ids: Sequence[int]) -> str:
+def refused(chats: Sequence[Chat], begun: Sequence[str]) -> Array:
+    """Return whether the beginnings of texts refuse, by their wording, [row]."""
+    answers = [Answered(chat, text) for chat, text in zip(chats, begun, strict=True)]
+    return np.array([found.outcome == "refused" for found in RefusalMatch().judge(answers)])
+
+
+def complied(chats: Sequence[Chat], texts: Sequence[str]) -> Array:
+    """Return whether texts comply, by a classifier of texts, [row]."""
+    answers = [Answered(chat, text) for chat, text in zip(chats, texts, strict=True)]
+    return np.array([found.outcome == "complied" for found in ReplyClassifier().judge(answers)])
+
+
+def text_of(loaded: LoadedModel, ids: Sequence[int]) -> str:
+    """Return a reply's tokens as text."""
     return str(loaded.tokenizer.decode(list(ids), skip_special_tokens=True))
 
 
