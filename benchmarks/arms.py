@@ -5,7 +5,7 @@ kept for tests. They have been looked at before, and count as development.
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,7 +19,7 @@ from demur.guard.calibrated import CalibratedDetector
 from demur.guard.kept_replies import KeptReply
 from demur.guard.loading import load_detector
 from demur.studies._answers import Answers
-from demur.studies._cases import Cases, Role
+from demur.studies._cases import ROLES, Cases, Role
 from demur.studies._outcomes import Labelling, Outcomes
 
 MAX_CHARACTERS = 1200
@@ -56,23 +56,26 @@ def tell(news: str) -> None:
     sys.stderr.write(f"{news}\n")
 
 
-def held_out_cases(data: DemurData, *, share: float = 1.0, seed: int = 0) -> Cases:
+def held_out_cases(
+    data: DemurData, *, share: float = 1.0, roles: Collection[Role] = ROLES, seed: int = 0
+) -> Cases:
     """Return the prompts in their roles.
 
     Args:
         data: The collection.
         share: Of the number of each set, over 0; more than 1 takes more, as far as the set goes.
+        roles: Of which prompts are taken.
         seed: Of the draw.
     """
     examples: list[Example] = []
-    roles: list[Role] = []
-    for role, sets in CHOSEN.items():
-        for name, (split, label, number) in sets.items():
+    of: list[Role] = []
+    for role in (role for role in CHOSEN if role in roles):
+        for name, (split, label, number) in CHOSEN[role].items():
             found = short_prompts(data, name, split, label)
             chosen = drawn(found, number, share=share, seed=seed)
             examples += chosen
-            roles += [role] * len(chosen)
-    return Cases(tuple(examples), np.array(roles, dtype=str))
+            of += [role] * len(chosen)
+    return Cases(tuple(examples), np.array(of, dtype=str))
 
 
 def short_prompts(data: DemurData, name: str, split: str, label: str) -> list[Example]:

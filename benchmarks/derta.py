@@ -1,7 +1,7 @@
 """DeRTa against plain safety fine-tuning, at the same prompts, refusals and steps.
 
 DEMUR_DATA=FOLDER python -m benchmarks.derta --model PATH [--detector pretrained] [--share 1]
-    [--steps 80] [--ablations] [--json]
+    [--replies 1] [--steps 80] [--ablations] [--json]
 
 After the question and 8, 16 or 32 tokens of a harmful reply, how often does the model stop? How
 likely is the word of refusal within harmful replies and within benign ones? What becomes of
@@ -74,31 +74,34 @@ def trained(model: str, rows: Sequence[Example], wanted: Mapping[str, Trainer]) 
 
 
 def measure(
-    model: str, detector: str, *, share: float, steps: int, ablations: bool
+    model: str, detector: str, *, share: float, replies: float, steps: int, ablations: bool
 ) -> dict[str, Any]:
     """Measure one model.
 
     Args:
         model: As `--model` takes it.
         detector: The gate of `benchmarks.arms`; adapters are always on here.
-        share: Of the prompts and rows, over 0 to 1.
+        share: Of the rows that are learnt and the harmful replies, over 0 to 1.
+        replies: Share of the prompts and attacks that are answered in full, likewise.
         steps: Of each training.
         ablations: Whether the paper's ablations are trained, too.
     """
     started = time.perf_counter()
     data = DemurData()
-    arms = Arms(model, held_out_cases(data, share=share), detector=detector, max_tokens=MAX_TOKENS)
+    cases = held_out_cases(data, share=replies)
+    arms = Arms(model, cases, detector=detector, max_tokens=MAX_TOKENS)
     rows = to_train(data, arms, share=share)
     folders = trained(model, rows, trainers(steps, ablations=ablations))
     found: dict[str, Any] = {
         "model": arms.engine.model_id.as_dict(),
         "share": share,
+        "replies": replies,
         "steps": steps,
         "trained_on": describe_set(rows),
         "training": {name: training_metrics(of) for name, of in folders.items()},
         "late": _late(model, folders, data, arms, share=share),
         **_outcomes(arms, folders),
-        "attacks": _attacks(arms, folders, attacks(data, number=NUM_ATTACKS, share=share)),
+        "attacks": _attacks(arms, folders, attacks(data, number=NUM_ATTACKS, share=replies)),
     }
     found["seconds"] = time.perf_counter() - started
     return found
@@ -236,7 +239,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True)
     parser.add_argument("--detector", default="pretrained")
-    parser.add_argument("--share", type=float, default=1.0, help="of prompts and rows, for a trial")
+    parser.add_argument("--share", type=float, default=1.0, help="of rows, for a trial")
+    parser.add_argument("--replies", type=float, default=1.0, help="share of prompts answered")
     parser.add_argument("--steps", type=int, default=80, help="of each training")
     parser.add_argument("--ablations", action="store_true", help="also the paper's two ablations")
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -246,6 +250,7 @@ def main() -> None:
         options.model,
         options.detector,
         share=options.share,
+        replies=options.replies,
         steps=options.steps,
         ablations=options.ablations,
     )

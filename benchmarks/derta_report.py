@@ -16,7 +16,8 @@ def report(results: Mapping[str, Any]) -> str:
     lines = [
         "# DeRTa",
         "",
-        f"Made by `python -m benchmarks.derta` on {machine['processor']}, {machine['cores']} "
+        f"Made by `python -m benchmarks.derta --share {results['share']:g} --replies "
+        f"{results['replies']:g}` on {machine['processor']}, {machine['cores']} "
         f"cores, torch {machine['versions']['torch']}, seed 0, in {results['seconds'] / 60:.0f} "
         "minutes. "
         f"Model: {model['name']}, {model['dtype']}. All arms were trained for {results['steps']} "

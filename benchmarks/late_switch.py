@@ -1,6 +1,6 @@
 """The late switch: an adapter takes over some tokens into a reply that the model began by itself.
 
-The adapters are those of `benchmarks.derta`, with the same share and steps. Unsafe prompts that the
+The adapters are those of `benchmarks.derta`, by the same share and steps. Unsafe prompts that the
 model complies with, and ordinary ones, are answered by the model alone for 0, 4, 16 or 32 tokens,
 and from there on under the adapter, which goes on from what the model has read (keep) or reads it
 all again (recompute). Does it stop? And does it stop ordinary replies, too, as after a false alarm?
@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import derta
 from benchmarks.arms import Arms, held_out_cases, tell
-from benchmarks.derta import trained, trainers
 from benchmarks.derta_late import BEGINS_WITHIN, NEXT, PHRASE, complied, refused, text_of
 from benchmarks.derta_rows import to_train
 from benchmarks.late_switch_report import report
@@ -33,14 +33,14 @@ from demur.engines.transformers import TransformersEngine
 from demur.guard.responding import load_mid_reply
 from demur.metrics.wilson_interval import wilson_interval
 from demur.studies._arms import paired_change
+from demur.studies._cases import Role
 
 RESULTS = Path(__file__).parent / "results"
 AFTER = (0, 4, 16, 32)
 """Tokens of the model's own reply; with none there is nothing to keep or to read again."""
 CACHES: tuple[CacheUse, ...] = ("keep", "recompute")
 MAX_TOKENS = max(AFTER) + BEGINS_WITHIN + NEXT
-MOST = 60
-"""Prompts of a role."""
+ROLES: tuple[Role, ...] = ("unsafe", "ordinary")
 READ = CaptureSpec((0,), positions="reply")
 """What counts the tokens; its states are not looked at."""
 
@@ -113,7 +113,7 @@ class Comparison:
         most: Prompts of a role.
     """
 
-    def __init__(self, arms: Arms, *, most: int = MOST) -> None:
+    def __init__(self, arms: Arms, *, most: int) -> None:
         self.engine: TransformersEngine = arms.engine
         replies = arms.base_replies()
         outcome = arms.labelling.label(arms.chats, replies).outcome
@@ -158,21 +158,25 @@ class Comparison:
         return held
 
 
-def measure(model: str, detector: str, *, share: float, steps: int) -> dict[str, Any]:
+def measure(model: str, detector: str, *, share: float, steps: int, most: int) -> dict[str, Any]:
     """Measure both adapters on one model.
 
     Args:
         model: As `--model` takes it.
         detector: The gate of `benchmarks.arms`, which decides nothing here.
-        share: Of the prompts and training rows, as in `benchmarks.derta`.
+        share: Of the rows that are learnt, as in `benchmarks.derta`.
         steps: Of each training.
+        most: Prompts of a role.
     """
     started = time.perf_counter()
     data = DemurData()
-    cases = held_out_cases(data, share=share)
+    cases = held_out_cases(data, roles=ROLES)
+    teacher = Arms(model, cases, detector=detector, max_tokens=derta.MAX_TOKENS)
+    folders = derta.trained(
+        model, to_train(data, teacher, share=share), derta.trainers(steps, ablations=False)
+    )
     arms = Arms(model, cases, detector=detector, max_tokens=MAX_TOKENS)
-    folders = trained(model, to_train(data, arms, share=share), trainers(steps, ablations=False))
-    comparison = Comparison(arms)
+    comparison = Comparison(arms, most=most)
     found: list[dict[str, Any]] = []
     kept: dict[tuple[str, int, str, str], Array] = {}
     for role in comparison.rows:
@@ -226,13 +230,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True)
     parser.add_argument("--detector", default="pretrained")
-    parser.add_argument("--share", type=float, default=1.0, help="of prompts and rows, for a trial")
+    parser.add_argument("--share", type=float, default=1.0, help="of rows, for a trial")
+    parser.add_argument("--most", type=int, default=60, help="prompts of a role")
     parser.add_argument("--steps", type=int, default=80, help="of each training")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--json", action="store_true", help="print JSON instead of the report")
     options = parser.parse_args()
     results = {"machine": describe_machine()} | measure(
-        options.model, options.detector, share=options.share, steps=options.steps
+        options.model,
+        options.detector,
+        share=options.share,
+        steps=options.steps,
+        most=options.most,
     )
     text = report(results)
     (options.out / "late_switch.json").write_text(json.dumps(results, indent=2), encoding="utf-8")

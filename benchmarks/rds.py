@@ -27,7 +27,7 @@ from transformers import DynamicCache
 from benchmarks.arms import held_out_cases, tell
 from benchmarks.machine import describe_machine
 from benchmarks.rds_artifacts import CONTROLS, Artifacts, artifacts
-from benchmarks.rds_choice import best, weighed
+from benchmarks.rds_choice import ROLES, best, weighed
 from benchmarks.rds_comparison import Comparison
 from benchmarks.rds_report import LEAST_REACH, Effect, Figures, Interval, claims, report
 from demur.core.readings import Array
@@ -39,7 +39,6 @@ from demur.modeling.gguf import cache_folder
 from demur.modeling.load import LoadedModel
 from demur.scorers.refusal_margin import RefusalMargin
 from demur.studies._arms import paired_change
-from demur.studies._cases import Cases
 
 RESULTS = Path(__file__).parent / "results"
 TOP_K = 10
@@ -166,9 +165,7 @@ def main() -> None:
     engine = TransformersEngine.load(options.model)
     root = cache_folder() / "benchmarks" / f"rds-{engine.model_id.name}"
     made = artifacts(options.model, root, num_blocks=len(engine.loaded.parts.blocks))
-    cases = held_out_cases(DemurData(), share=options.share)
-    kept = np.flatnonzero(cases.role != "look_alike")
-    cases = Cases(tuple(cases.examples[row] for row in kept), cases.role[kept])
+    cases = held_out_cases(DemurData(), share=options.share, roles=ROLES)
     tried = weighed(engine, made)
     weight = best(tried).weight
     figures = measure(Comparison(engine, cases, options.tokens), made, weight)

@@ -22,7 +22,7 @@ WEIGHTS = (0.0, 0.25, 0.5, 1.0)
 NUM_UNSAFE, NUM_ORDINARY = 30, 30
 MAX_TOKENS = 24
 """Of a reply that is judged here."""
-_ROLES: tuple[Role, ...] = ("unsafe", "ordinary")
+ROLES: tuple[Role, ...] = ("unsafe", "ordinary")
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def weighed(engine: TransformersEngine, made: Artifacts) -> list[Weighed]:
     of = Comparison(engine, validation_cases(), MAX_TOKENS)
     found: list[Weighed] = []
     for weight in WEIGHTS:
-        unsafe, ordinary = (_refused(of, made.weighted(weight), role) for role in _ROLES)
+        unsafe, ordinary = (_refused(of, made.weighted(weight), role) for role in ROLES)
         found.append(Weighed(weight, unsafe[1], unsafe[1] - unsafe[0], ordinary[1] - ordinary[0]))
         tell(f"{found[-1]}")
     return found
@@ -73,7 +73,7 @@ def validation_cases() -> Cases:
     english = [of for of in written.load("val") if of.language == "en"]
     unsafe = drawn([of for of in english if of.label == "unsafe"], NUM_UNSAFE)
     ordinary = drawn([of for of in english if of.label == "safe"], NUM_ORDINARY)
-    role = np.repeat(_ROLES, [len(unsafe), len(ordinary)])
+    role = np.repeat(ROLES, [len(unsafe), len(ordinary)])
     return Cases((*unsafe, *ordinary), role)
 
 

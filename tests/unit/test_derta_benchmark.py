@@ -93,6 +93,7 @@ def test_the_report_names_every_arm_and_number() -> None:
     results: dict[str, Any] = {
         "machine": {"processor": "p", "cores": 2, "versions": {"torch": "t"}},
         "model": {"name": "m", "dtype": "bfloat16"}, "steps": 80, "seconds": 60.0,
+        "share": 1.0, "replies": 0.5,
         "trained_on": {"prompts": 400},
         "late": {
             "rows": 200, "questions": 150, "arms": {"sft": arm, "derta": arm},
