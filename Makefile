@@ -40,7 +40,7 @@ vllm-cpu: $(VLLM)/.ready
 
 # Its own deprecations are not ours; a model that is compiled needs a process that ran none before.
 test-vllm: $(VLLM)/.ready
-	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -W default -m "vllm and not slow" tests/vllm tests/contracts/test_engines.py
+	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -W default -m "vllm and not slow" tests/vllm tests/contracts/test_engine*.py
 	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -W default -m "vllm and slow" tests/vllm
 
 # docs/recipes.md with the clients themselves. They want other versions than demur's own environment has,

@@ -85,10 +85,15 @@ def with_manifest(of: LoraFolder, model: LoadedModel, **fields: Any) -> LoraFold
     return LoraFolder.read(folder)
 
 
+def in_plain_peft(model: Any, folder: Path) -> Any:
+    """Return a model with an adapter's folder in it, as PEFT loads it."""
+    with quiet():  # PEFT asks transformers for a property that is deprecated
+        return PeftModel.from_pretrained(model, folder).eval()
+
+
 def in_peft(model: LoadedModel, of: LoraFolder, *, scale: float = 1.0) -> LoadedModel:
     """Return a copy of a model that runs an adapter as PEFT does."""
-    with quiet():
-        adapted: Any = PeftModel.from_pretrained(copy.deepcopy(model.model), of.folder).eval()
+    adapted = in_plain_peft(copy.deepcopy(model.model), Path(of.folder))
     for module in adapted.modules():
         if isinstance(module, LoraLayer):
             module.scaling = {name: scale * by for name, by in module.scaling.items()}

@@ -1,4 +1,4 @@
-"""Tensors on disk for interventions, and a plain loop to compare engines with."""
+"""Tensors on disk for interventions, requests under them, and a plain loop to compare with."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,9 +10,17 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from demur.core.interventions import (
+    Intervention,
+)
+from demur.core.protocols import Done, Event, Request, TokenOut
 from demur.core.tensors import TENSORS, TensorRef
-from demur.core.types import Prompt
+from demur.core.types import Chat, Prompt, Sampling
+from demur.engines.transformers import TransformersEngine
 from demur.modeling.load import LoadedModel
+
+NUM_TOKENS = 12
+TEXT = "Tell me a story about two foxes and an owl."
 
 Edit = Callable[[Tensor], Tensor]
 """Takes the states [position, d_model] after a block, and returns others."""
@@ -82,3 +90,41 @@ def state_hash(model: LoadedModel) -> str:
     for module in model.model.modules():
         digest.update(repr((len(module._forward_hooks), len(module._forward_pre_hooks))).encode())
     return digest.hexdigest()
+
+
+def prompt_of(model: LoadedModel, text: str = TEXT) -> Prompt:
+    """Return a text as a model's prompt."""
+    return TransformersEngine(model).render(Chat.from_text(text))
+
+
+def drawn(shape: Sequence[int], *, seed: int = 0, scale: float = 1.0) -> Tensor:
+    """Return random numbers, the same at each call."""
+    return scale * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def request(
+    prompt: Prompt,
+    intervention: Intervention | None,
+    *,
+    id: str = "0",
+    num_tokens: int = NUM_TOKENS,
+) -> Request:
+    """Return a request whose reply is drawn under an intervention, or plainly."""
+    return Request(id, prompt, Sampling(max_tokens=num_tokens), decide=lambda _: intervention)
+
+
+def events_of(engine: TransformersEngine, requests: Sequence[Request]) -> list[Event]:
+    """Run requests to their ends."""
+    return list(engine.run(requests))
+
+
+def tokens_of(events: Sequence[Event], id: str = "0") -> list[int]:
+    """Return the tokens of a request that did not fail."""
+    errors = [e.error for e in events if isinstance(e, Done) and e.id == id and e.error]
+    assert not errors, errors
+    return [e.token_id for e in events if isinstance(e, TokenOut) and e.id == id]
+
+
+def reply(model: LoadedModel, prompt: Prompt, intervention: Intervention | None) -> list[int]:
+    """Return the tokens that an engine of its own draws."""
+    return tokens_of(events_of(TransformersEngine(model), [request(prompt, intervention)]))

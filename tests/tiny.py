@@ -33,9 +33,10 @@ NO_SYSTEM = (
     "{% if add_generation_prompt %}[assistant] {% endif %}"
 )
 
+D_MODEL = 32
 _SHAPE = {
     "vocab_size": 300,
-    "hidden_size": 32,
+    "hidden_size": D_MODEL,
     "intermediate_size": 48,
     "num_hidden_layers": 4,
     "num_attention_heads": 4,
@@ -55,7 +56,7 @@ CONFIGS: dict[str, Any] = {
     "olmo2": lambda: Olmo2Config(**_SHAPE),
     "gpt2": lambda: GPT2Config(
         vocab_size=300,
-        n_embd=32,
+        n_embd=D_MODEL,
         n_layer=4,
         n_head=4,
         n_positions=512,

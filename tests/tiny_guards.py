@@ -26,6 +26,7 @@ from demur.modeling.identity import identify
 from demur.modeling.load import LoadedModel
 from tests.tiny import byte_tokenizer
 
+TEXTS = ("How do I boil an egg?", "Why is the sky blue, and not green?")
 SHAPE: dict[str, Any] = {
     "vocab_size": 300,
     "hidden_size": 32,
@@ -202,3 +203,18 @@ def save_classifier(
     BertForSequenceClassification(config).save_pretrained(folder)
     byte_tokenizer(template=None).save_pretrained(folder)
     return folder
+
+
+def log_probability(model: Any, prompt: str, letters: str) -> float:
+    """Return how likely a model finds one of some letters after a prompt, without demur."""
+    tokenizer = byte_tokenizer()
+    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    with torch.inference_mode():
+        logits = model(input_ids=torch.tensor([ids])).logits[0, -1].double()
+    answers = tokenizer.convert_tokens_to_ids(list(letters))
+    return float(torch.log_softmax(logits, -1)[answers].logsumexp(0))
+
+
+def log_odds(model: Any, prompt: str, unsafe: str, safe: str) -> float:
+    """Return the log odds that a model answers in unsafe letters rather than safe ones."""
+    return log_probability(model, prompt, unsafe) - log_probability(model, prompt, safe)

@@ -1,4 +1,4 @@
-"""A pretend OpenAI-compatible server behind real HTTP, which does what the model's name says."""
+"""A pretend OpenAI-compatible server that does as the model's name says, and a guard before it."""
 
 import asyncio
 import json
@@ -6,17 +6,24 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import pytest
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from tests.servers import STARTED_WITHIN_S
+from demur.guard import Guard
+from tests.guards import marker_guard
+from tests.servers import STARTED_WITHIN_S, Running, app_of, running
 
 WITHIN_S = 10.0
+CHAT = "/v1/chat/completions"
+ENDPOINT = f'endpoint="{CHAT}"'
+MARKER = "the MARKER"
 REPLY = {
     "id": "chatcmpl-up",
     "object": "chat.completion",
@@ -189,7 +196,7 @@ def fake_upstream() -> Iterator[FakeUpstream]:
     found = FakeUpstream()
     app = Starlette(
         routes=[
-            Route("/v1/chat/completions", found.chat, methods=["POST"]),
+            Route(CHAT, found.chat, methods=["POST"]),
             Route("/v1/models", found.models),
         ]
     )
@@ -211,3 +218,27 @@ def chat(*messages: Any, **fields: Any) -> dict[str, Any]:
     """Return a request's body; texts are user turns."""
     turns = [{"role": "user", "content": m} if isinstance(m, str) else m for m in messages]
     return {"model": "up", "messages": turns, **fields}
+
+
+@contextmanager
+def guarding(
+    url: str, *, guard: Guard | None = None, options: dict[str, Any] | None = None, **given: Any
+) -> Iterator[Running]:
+    """Serve a guard before an upstream."""
+    app = app_of(guard or marker_guard(), upstream={"url": url, **(options or {})}, **given)
+    with running(app) as found:
+        yield found
+
+
+def audit_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of requests of an audit log."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [line for line in lines if line["kind"] == "request"]
+
+
+def wait_for_metric(server: Running, line: str) -> None:
+    """Ask for the metrics until a line is among them."""
+    for _ in range(500):
+        if line in server.get("/metrics").text:
+            return
+    pytest.fail(f"no {line} in the metrics")

@@ -1,6 +1,6 @@
 """What every engine promises, whatever model it runs."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
@@ -8,37 +8,13 @@ import numpy as np
 import pytest
 
 from demur.core.errors import DataError
-from demur.core.interventions import EndReply, Intervention, PrependText, ReplyWith
-from demur.core.protocols import (
-    Done,
-    Engine,
-    Event,
-    Monitor,
-    Request,
-    Scored,
-    Switched,
-    TokenOut,
-    Watched,
-)
-from demur.core.readings import Array, Readings
+from demur.core.interventions import Intervention, PrependText, ReplyWith
+from demur.core.protocols import Done, Engine, Event, Request, Scored, Switched, TokenOut
+from demur.core.readings import Readings
 from demur.core.reads import CaptureSpec, Read, Texts
 from demur.core.types import Chat, Sampling
-from demur.engines.fake import FakeEngine
-from demur.engines.transformers import TransformersEngine
-from tests.tiny import tiny
-from tests.vllm_engines import needs_vllm, shared
+from tests.engine_runs import TEXTS, MakeEngine, events_of, one, requests_for, text_of, token_ids
 
-MakeEngine = Callable[[int], Engine]
-"""Takes the most rows that decode together; each call makes an engine of the same model."""
-
-ENGINES: dict[str, MakeEngine] = {
-    "fake": lambda max_batch: FakeEngine(max_batch=max_batch),
-    "transformers": lambda max_batch: TransformersEngine(tiny(), max_batch=max_batch),
-    "vllm": shared,
-}
-MARKS = {"vllm": needs_vllm}
-
-TEXTS = ("Tell me a story about two foxes and an owl.", "Why?", "Name five rivers of Europe!")
 READS: tuple[Read, ...] = (
     CaptureSpec((0, -1)),
     CaptureSpec((1,), positions="user", pool="mean", normalise="rms"),
@@ -50,53 +26,10 @@ READS: tuple[Read, ...] = (
 )
 
 
-@pytest.fixture(params=[pytest.param(name, marks=MARKS.get(name, ())) for name in ENGINES])
-def make_engine(request: pytest.FixtureRequest) -> MakeEngine:
-    return ENGINES[request.param]
-
-
-@pytest.fixture
-def engine(make_engine: MakeEngine) -> Engine:
-    return make_engine(3)
-
-
-@pytest.fixture
-def watching(engine: Engine) -> None:
-    if Monitor not in engine.capabilities:
-        pytest.skip("the engine does not claim to watch replies")
-
-
 def possible(engine: Engine) -> tuple[Read, ...]:
     """Return those of `READS` that an engine can do: of captures, one may be built for a few."""
     built_for = getattr(engine, "reads", READS)
     return tuple(r for r in READS if r in built_for or not isinstance(r, CaptureSpec))
-
-
-def events_of(engine: Engine, requests: Sequence[Request]) -> dict[str, list[Event]]:
-    events: dict[str, list[Event]] = {request.id: [] for request in requests}
-    for event in engine.run(requests):
-        events[event.id].append(event)
-    return events
-
-
-def token_ids(events: Sequence[Event]) -> list[int]:
-    return [event.token_id for event in events if isinstance(event, TokenOut)]
-
-
-def text_of(events: Sequence[Event]) -> str:
-    return "".join(event.text for event in events if isinstance(event, TokenOut))
-
-
-def requests_for(engine: Engine, sampling: Sampling, texts: Sequence[str] = TEXTS) -> list[Request]:
-    return [
-        Request(str(number), engine.render(Chat.from_text(text)), sampling)
-        for number, text in enumerate(texts)
-    ]
-
-
-def one(engine: Engine, sampling: Sampling, intervention: Intervention | None = None) -> Request:
-    (request,) = requests_for(engine, sampling, TEXTS[:1])
-    return replace(request, decide=lambda readings: intervention)
 
 
 def test_events_of_a_request_are_scored_then_tokens_then_done_once(engine: Engine) -> None:
@@ -390,117 +323,3 @@ def test_a_request_that_was_given_up_while_it_waited_is_never_read(engine: Engin
     (request,) = requests_for(engine, Sampling(max_tokens=8), TEXTS[:1])
     events = list(engine.run([replace(request, is_abandoned=lambda: True)]))
     assert events == [Done("0", "abandoned")]
-
-
-# Monitors
-
-
-class Watcher:
-    """A monitor's function that keeps what it saw, and intervenes at one of the tokens."""
-
-    def __init__(self, intervention: ReplyWith | EndReply | None = None, *, at: int = 0) -> None:
-        self.seen: list[Array] = []
-        self._intervention, self._at = intervention, at
-
-    def __call__(self, states: Array) -> ReplyWith | EndReply | None:
-        self.seen.append(states)
-        return self._intervention if len(self.seen) == self._at else None
-
-
-OF_REPLY = CaptureSpec((0, -1), positions="reply")
-RMS_OF_REPLY = CaptureSpec((1,), positions="reply", normalise="rms")
-
-
-def watched(request: Request, watcher: Watcher, read: CaptureSpec = OF_REPLY) -> Request:
-    return replace(request, monitor=Monitor(read, watcher))
-
-
-@pytest.mark.parametrize("read", [OF_REPLY, RMS_OF_REPLY])
-@pytest.mark.parametrize("max_tokens", [1, 5, 64])
-@pytest.mark.usefixtures("watching")
-def test_a_monitor_sees_the_states_of_every_token_and_changes_none(
-    engine: Engine, read: CaptureSpec, max_tokens: int
-) -> None:
-    sampling = Sampling(max_tokens=max_tokens)
-    requests = requests_for(engine, sampling)
-    watchers = [Watcher() for _ in requests]
-    found = events_of(
-        engine, [watched(r, w, read) for r, w in zip(requests, watchers, strict=True)]
-    )
-    plain = events_of(engine, requests)
-    for request, watcher in zip(requests, watchers, strict=True):
-        drawn = token_ids(plain[request.id])
-        assert token_ids(found[request.id]) == drawn
-        assert found[request.id][-1] == plain[request.id][-1]
-        is_ended = isinstance(last := found[request.id][-1], Done) and last.reason == "stop"
-        content = drawn[:-1] if is_ended else drawn
-        assert len(watcher.seen) == len(content)
-        assert [e.num_tokens for e in found[request.id] if isinstance(e, Watched)] == [
-            *range(1, len(content) + 1)
-        ]
-        if content:
-            whole: list[Readings] = []
-            longer = request.prompt.with_reply(content)
-            score = Request("whole", longer, Sampling(max_tokens=0), (read,), whole.append)
-            list(engine.run([score]))
-            np.testing.assert_allclose(
-                np.stack(watcher.seen, axis=1), whole[0].ragged(read)[0], rtol=2e-4, atol=2e-4
-            )
-
-
-@pytest.mark.usefixtures("watching")
-def test_only_watched_rows_are_watched(engine: Engine) -> None:
-    first, second, third = requests_for(engine, Sampling(max_tokens=6))
-    watcher = Watcher()
-    found = events_of(engine, [first, watched(second, watcher), third])
-    plain = events_of(engine, [first, second, third])
-    assert {key: token_ids(of) for key, of in found.items()} == {
-        key: token_ids(of) for key, of in plain.items()
-    }
-    assert watcher.seen
-
-
-@pytest.mark.parametrize("at", [1, 3])
-@pytest.mark.usefixtures("watching")
-def test_a_monitor_ends_a_reply_after_the_token_that_it_saw(engine: Engine, at: int) -> None:
-    first, second, _ = requests_for(engine, Sampling(max_tokens=12))
-    found = events_of(engine, [watched(first, Watcher(EndReply(), at=at)), second])
-    assert found["0"][-2:] == [Switched("0", EndReply()), Done("0", "ended")]
-    assert len(token_ids(found["0"])) == at
-    assert token_ids(found["1"]) == token_ids(events_of(engine, [second])["1"])
-
-
-@pytest.mark.usefixtures("watching")
-def test_a_monitor_may_put_a_text_in_a_replys_place(engine: Engine) -> None:
-    (first,) = requests_for(engine, Sampling(max_tokens=12), TEXTS[:1])
-    instead = ReplyWith("Let us stop here.")
-    events = events_of(engine, [watched(first, Watcher(instead, at=2))])["0"]
-    place = events.index(Switched("0", instead))
-    assert len(token_ids(events[:place])) == 2
-    assert text_of(events[place:]) == instead.text
-    assert events[-1] == Done("0", "replaced")
-
-
-@pytest.mark.usefixtures("watching")
-def test_a_monitor_that_fails_ends_its_own_reply_only(engine: Engine) -> None:
-    def fail(states: Array) -> None:
-        raise RuntimeError("broken monitor")
-
-    first, second, _ = requests_for(engine, Sampling(max_tokens=6))
-    broken = replace(first, monitor=Monitor(OF_REPLY, fail))
-    found = events_of(engine, [broken, second])
-    assert found["0"][-1] == Done("0", "error", "RuntimeError: broken monitor")
-    assert token_ids(found["1"]) == token_ids(events_of(engine, [second])["1"])
-
-
-def test_a_reply_may_end_before_its_first_token(engine: Engine) -> None:
-    request = one(engine, Sampling(max_tokens=6), EndReply())
-    events = events_of(engine, [request])["0"]
-    assert events[1:] == [Switched("0", EndReply()), Done("0", "ended")]
-
-
-def test_an_engine_that_watches_no_replies_refuses_a_monitor(engine: Engine) -> None:
-    (first,) = requests_for(engine, Sampling(max_tokens=3), TEXTS[:1])
-    last = events_of(engine, [watched(first, Watcher())])["0"][-1]
-    assert isinstance(last, Done)
-    assert (last.reason == "error") == (Monitor not in engine.capabilities)

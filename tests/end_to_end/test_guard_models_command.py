@@ -14,8 +14,7 @@ from tests.model_folder import (
     labelled_prompts,
     write_lines,
 )
-from tests.tiny_guards import PUBLISHED, guard_model, save_guard
-from tests.unit.test_guard_model import log_odds
+from tests.tiny_guards import PUBLISHED, guard_model, log_odds, save_guard
 
 LLAMA_GUARD = PUBLISHED[0]
 TEXT = "How do I boil an egg?"

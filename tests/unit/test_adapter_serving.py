@@ -29,21 +29,11 @@ from demur.responders.adapter import Adapter
 from demur.responders.fixed_reply import FixedReply
 from tests.adapters import in_peft, lora
 from tests.guards import judge, marker_detector
-from tests.interventions import next_logits, plain_greedy, state_hash, stored
+from tests.interventions import TEXT, next_logits, plain_greedy, prompt_of, state_hash, stored
 from tests.tiny import CONFIGS, tiny
 
 NUM_TOKENS = 10
-TEXT = "Tell me a story about two foxes and an owl."
 SAFE, UNSAFE = "Tell me about number 52, please.", "Tell me about number 53 MARKER, please."
-
-
-@pytest.fixture(params=sorted(CONFIGS))
-def model(request: pytest.FixtureRequest) -> LoadedModel:
-    return tiny(request.param)
-
-
-def prompt_of(model: LoadedModel, text: str = TEXT) -> Prompt:
-    return TransformersEngine(model).render(Chat.from_text(text))
 
 
 def request(

@@ -6,22 +6,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from peft import PeftModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from demur.core.adapters import CONFIG, WEIGHTS
 from demur.core.errors import CapabilityError, ConfigError, DataError
-from demur.core.examples import Example
-from demur.core.training import Progress, Run, Trainer
-from demur.core.types import Chat
+from demur.core.training import Progress, Trainer
 from demur.modeling.labelled import label_log_probs
 from demur.modeling.load import LoadedModel, load
 from demur.modeling.lora import Adapted, Lora
-from demur.modeling.quiet import quiet
 from demur.trainers import _tuning
 from demur.trainers._adapter import parted
 from demur.trainers._checkpoints import Checkpoint
@@ -35,24 +30,16 @@ from demur.trainers.sft import SftTrainer
 from demur.trainers.unlearning import UnlearningTrainer
 from demur.workflows.train import checkpoint_path, train
 from demur.workflows.training_report import REPORT, chart
+from tests.adapters import in_plain_peft
 from tests.model_folder import save_model
-from tests.tiny import tiny
+from tests.tuning import QUICK, examples, run_on
 
-QUICK: Mapping[str, Any] = {
-    "rank": 4,
-    "alpha": 8,
-    "steps": 6,
-    "batch_size": 4,
-    "learning_rate": 5e-3,
-}
-FAST: Mapping[str, Any] = {"learning_rate": 2e-2, "held_out": 0.0}
 TRAINERS: Mapping[str, Callable[..., Trainer]] = {
     "sft": SftTrainer,
     "dpo": DpoTrainer,
     "derta": DertaTrainer,
     "unlearning": UnlearningTrainer,
 }
-WORDS = ("red", "green", "blue", "pink", "grey", "teal", "gold", "plum", "rust", "sand")
 
 
 @pytest.fixture(scope="module")
@@ -60,39 +47,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_model(tmp_path_factory.mktemp("tuning") / "model")
 
 
-@pytest.fixture(scope="module")
-def outspoken(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a model whose frozen output matrix is large enough to be sure of a token."""
-    loaded = load(folder, dtype="float32")
-    loaded.model.get_output_embeddings().weight.data *= 40
-    place = tmp_path_factory.mktemp("outspoken") / "model"
-    loaded.model.save_pretrained(place)
-    loaded.tokenizer.save_pretrained(place)
-    return place
-
-
 @pytest.fixture(params=TRAINERS)
 def make(request: pytest.FixtureRequest) -> Callable[..., Trainer]:
     return TRAINERS[str(request.param)]
-
-
-def examples(number: int = 10) -> list[Example]:
-    """Return prompts of both labels with all replies that any method wants."""
-    found = []
-    for row, word in enumerate(WORDS[:number]):
-        label: Any = "unsafe" if row % 2 == 0 else "safe"
-        harmful = f"take {word} and" if row % 2 == 0 else None
-        found.append(
-            Example(
-                f"p{row}", Chat.from_text(f"say {word}"), label,
-                safe_response="No, sorry." if harmful else f"{word}!", harmful_response=harmful,
-            )
-        )  # fmt: skip
-    return found
-
-
-def run_on(folder: Path, **given: Any) -> Run:
-    return Run(str(folder), **{"dtype": "float32", "device": "cpu", "seed": 3, **given})
 
 
 def files_of(out: Path) -> dict[str, bytes]:
@@ -130,11 +87,6 @@ def own_weights(model: nn.Module) -> dict[str, Tensor]:
         for name, weight in model.named_parameters()
         if "lora_" not in name
     }
-
-
-def in_plain_peft(model: Any, folder: Path) -> Any:
-    with quiet():  # PEFT asks transformers for a property that is deprecated
-        return PeftModel.from_pretrained(model, folder).eval()
 
 
 def logits_of(model: Any) -> Tensor:
@@ -329,72 +281,6 @@ def test_the_same_seed_gives_the_same_bytes_and_another_one_others(
     assert files_of(tmp_path / "first")[WEIGHTS] != files_of(tmp_path / "other")[WEIGHTS]
 
 
-def test_four_rows_can_be_learnt_by_heart(outspoken: Path, tmp_path: Path) -> None:
-    trainer = SftTrainer(
-        rank=8, alpha=16, steps=150, batch_size=4, learning_rate=2e-2, held_out=0.0
-    )
-    given = examples(4)
-    outcome = train(trainer, given, run_on(outspoken), tmp_path / "made")
-    assert outcome.curve[0] > 4
-    assert outcome.curve[-1] < 0.05
-    fresh = load(outspoken, dtype="float32")
-    model = in_plain_peft(fresh.model, tmp_path / "made")
-    for of in read_corpus(fresh, given, limits=Limits(256, 128), seed=0).said:
-        drawn = model.generate(
-            input_ids=torch.tensor([of.prompt]),
-            attention_mask=torch.ones(1, len(of.prompt), dtype=torch.long),
-            max_new_tokens=20, do_sample=False,
-        )  # fmt: skip
-        assert tuple(drawn[0, len(of.prompt) :].tolist()) == of.safe
-
-
-def test_preferences_start_even_and_are_learnt(outspoken: Path) -> None:
-    trainer = DpoTrainer(**{**QUICK, **FAST, "steps": 20})
-    outcome = trainer.train(examples(4), run_on(outspoken))
-    assert outcome.curve[0] == pytest.approx(np.log(2), abs=1e-5)
-    assert outcome.curve[-1] < 0.3
-    assert outcome.curves["pairs in order"][-1] == 1.0
-
-
-def test_derta_makes_the_word_of_refusal_likelier_within_harmful_replies(outspoken: Path) -> None:
-    trainer = DertaTrainer(**{**QUICK, **FAST, "steps": 40}, drop=0.5)
-    outcome = trainer.train(examples(4), run_on(outspoken))
-    losses = [value for value in outcome.curves["loss, transition"] if value is not None]
-    assert losses[0] > 4
-    assert losses[-1] < 1
-
-
-def test_unlearning_keeps_the_wanted_reply_and_loses_the_other(outspoken: Path) -> None:
-    trainer = UnlearningTrainer(**{**QUICK, **FAST, "steps": 40})
-    outcome = trainer.train(examples(4), run_on(outspoken))
-    chosen, rejected = (outcome.curves[f"loss, {side}"] for side in ("chosen", "rejected"))
-    assert chosen[-1] is not None
-    assert rejected[-1] is not None
-    assert chosen[-1] < 1
-    assert rejected[-1] > 6
-
-
-def test_a_step_holds_the_share_of_unsafe_prompts_that_was_asked_for() -> None:
-    corpus = read_corpus(tiny(), examples(), limits=Limits(64, 32), seed=0)
-    unsafe = [constant(of.reply()) for of in corpus.said if of.is_unsafe]
-    safe = [constant(of.reply()) for of in corpus.said if not of.is_unsafe]
-    plan = Plan(1, 8, 0.25, 1e-3, 0.0, 0.0, 0)
-    for items, expected in (
-        (Items(unsafe, safe), 2), (Items(unsafe, []), 8), (Items([], safe), 0)
-    ):  # fmt: skip
-        rows = next(items.drawn(plan))
-        assert [row.kind for (row,) in rows].count("refusal") == expected
-        assert len(rows) == 8
-
-
-def test_all_items_come_equally_often() -> None:
-    corpus = read_corpus(tiny(), examples(), limits=Limits(64, 32), seed=0)
-    items = Items([constant(of.reply()) for of in corpus.said], [])
-    drawn = items.drawn(Plan(1, 5, 0.5, 1e-3, 0.0, 0.0, 0))
-    seen = [rows[0] for _ in range(6) for rows in next(drawn)]
-    assert {seen.count(row) for row in seen} == {3}
-
-
 @pytest.mark.parametrize("name", ["dpo", "derta", "unlearning"])
 def test_methods_that_learn_from_harmful_replies_refuse_to_go_without(
     name: str, folder: Path
@@ -402,37 +288,6 @@ def test_methods_that_learn_from_harmful_replies_refuse_to_go_without(
     given = [replace(example, harmful_response=None) for example in examples()]
     with pytest.raises(DataError, match="harmful_response"):
         TRAINERS[name](**QUICK).train(given, run_on(folder))
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("rank", 0), ("alpha", 0), ("layers", []), ("modules", "head"), ("steps", 0),
-        ("batch_size", 0), ("unsafe_share", 1.5), ("learning_rate", 0.0), ("warm_up", -0.1),
-        ("weight_decay", -1.0), ("max_prompt_tokens", 0), ("max_reply_tokens", 1),
-        ("held_out", 1.0),
-    ],
-)  # fmt: skip
-def test_hyper_parameters_out_of_range_are_refused(name: str, value: Any) -> None:
-    with pytest.raises(ConfigError, match=name):
-        SftTrainer(**{name: value})
-
-
-@pytest.mark.parametrize(
-    ("make_one", "name", "value"),
-    [
-        (DertaTrainer, "rows", "none"), (DertaTrainer, "drop", 1.0),
-        (DertaTrainer, "plain_every", 0), (DertaTrainer, "word", " "),
-        (DpoTrainer, "beta_chosen", 0.0), (DpoTrainer, "beta_rejected", -1.0),
-        (DpoTrainer, "log_probs", "max"), (UnlearningTrainer, "weight", -0.1),
-        (UnlearningTrainer, "limit", 0.0),
-    ],
-)  # fmt: skip
-def test_a_methods_own_values_out_of_range_are_refused(
-    make_one: Callable[..., Trainer], name: str, value: Any
-) -> None:
-    with pytest.raises(ConfigError, match=name):
-        make_one(**{name: value})
 
 
 def test_the_report_is_one_small_page_that_needs_no_network(folder: Path, tmp_path: Path) -> None:

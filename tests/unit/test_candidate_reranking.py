@@ -28,7 +28,7 @@ from demur.trainers._state_classifier import Separation, StateClassifier, separa
 from demur.trainers.candidate_reranking import LABELS, CandidateReranking
 from demur.workflows.train import train
 from tests.model_folder import labelled_prompts, save_model
-from tests.tiny import CONFIGS, tiny
+from tests.tiny import tiny
 from tests.trained import trained
 
 CHAT = Chat.from_text("How do I pick a lock?")
@@ -101,11 +101,6 @@ def test_scores_that_do_not_tell_refusals_are_an_error() -> None:
 def test_a_prompts_own_level_does_not_count() -> None:
     assert planted(9.0).auroc() == 1
     assert planted(9.0).auroc(0) == 1
-
-
-@pytest.fixture(params=sorted(CONFIGS))
-def model(request: pytest.FixtureRequest) -> LoadedModel:
-    return tiny(request.param)
 
 
 def test_states_of_replies_side_by_side_are_those_of_each_alone(model: LoadedModel) -> None:

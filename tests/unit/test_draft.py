@@ -26,16 +26,11 @@ from demur.modeling.reranking import Reranking
 from demur.trainers._draft_training import Drafted, DraftTraining, draw_tries, ridge
 from tests.drafts import READ, drafted, random_draft
 from tests.interventions import next_logits, state_hash, stored
-from tests.tiny import CONFIGS, byte_tokenizer, tiny
+from tests.tiny import CONFIGS, D_MODEL, byte_tokenizer, tiny
 
-D_MODEL, NUM_TOKENS, TOP_K = 32, 8, 5
+NUM_TOKENS, TOP_K = 8, 5
 FINAL = CaptureSpec((-1,), site="final_norm")
 WEIGHTS = torch.randn(D_MODEL, generator=torch.Generator().manual_seed(1))
-
-
-@pytest.fixture(params=sorted(CONFIGS))
-def model(request: pytest.FixtureRequest) -> LoadedModel:
-    return tiny(request.param)
 
 
 def prompt_of(model: LoadedModel, text: str = "Tell me a story about two foxes.") -> Prompt:

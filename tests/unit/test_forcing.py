@@ -24,12 +24,12 @@ from demur.engines.transformers.passes import Passes
 from demur.modeling.likelihood import Likelihood
 from demur.modeling.load import LoadedModel
 from tests.interventions import state_hash, stored
-from tests.tiny import CONFIGS, tiny
+from tests.tiny import CONFIGS, D_MODEL, tiny
 
 CHAT = Chat.from_text("Tell me of two foxes and an owl.")
 REPLIES = ("A", "B", "Here is a fox.", "No.")
 SAFETY = "Be kind."
-D_MODEL, NUM_TOKENS = 32, 6
+NUM_TOKENS = 6
 
 
 def drawn(*shape: int, seed: int = 0) -> torch.Tensor:

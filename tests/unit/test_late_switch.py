@@ -38,11 +38,10 @@ from demur.modeling.load import LoadedModel
 from demur.responders.fixed_reply import FixedReply
 from tests.adapters import in_peft, lora
 from tests.guards import judge, streamed
-from tests.interventions import next_logits, plain_greedy, state_hash, stored
+from tests.interventions import TEXT, next_logits, plain_greedy, prompt_of, state_hash, stored
 from tests.tiny import tiny
 
 NUM_TOKENS = 10
-TEXT = "Tell me a story about two foxes and an owl."
 OF_REPLY = CaptureSpec((1,), positions="reply")
 Cache = Literal["keep", "recompute"]
 
@@ -55,10 +54,6 @@ def model(request: pytest.FixtureRequest) -> LoadedModel:
 @pytest.fixture
 def adapter(model: LoadedModel, tmp_path: Path) -> LoraFolder:
     return lora(tmp_path / "adapter", model)
-
-
-def prompt_of(model: LoadedModel, text: str = TEXT) -> Prompt:
-    return TransformersEngine(model).render(Chat.from_text(text))
 
 
 class Switching:

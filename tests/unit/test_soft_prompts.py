@@ -9,16 +9,11 @@ from demur.core.types import Chat, Prompt
 from demur.modeling.load import LoadedModel
 from demur.modeling.soft_prompts import Placed, SoftPromptReader
 from tests.interventions import state_hash
-from tests.tiny import CONFIGS, NO_SYSTEM, tiny
+from tests.tiny import NO_SYSTEM, tiny
 
 TEXT = "Be careful."
 TEXTS = ("Tell me a story.", "Tell me a much longer story about a heron and a mill.", "Hi")
 CHATS = tuple(Chat.from_text(text) for text in TEXTS)
-
-
-@pytest.fixture(params=sorted(CONFIGS))
-def model(request: pytest.FixtureRequest) -> LoadedModel:
-    return tiny(request.param)
 
 
 def plain_state(model: LoadedModel, prompt: Prompt) -> Tensor:

@@ -1,10 +1,8 @@
 """What studies promise: no choice on tests, the same prompts for all, the same answer twice."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache, partial
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,27 +10,20 @@ import pytest
 from sklearn.metrics import f1_score
 
 from demur.core.errors import CapabilityError, ConfigError, DataError
-from demur.core.examples import Example, Label
+from demur.core.examples import Example
 from demur.core.protocols import Detector, Targets
 from demur.core.readings import Array, Readings
 from demur.core.reads import CaptureSpec, Read
 from demur.core.templates import find
-from demur.core.types import Chat
 from demur.engines.fake import FakeEngine
 from demur.metrics.f1 import f1
 from demur.studies import _measures, aggregation, layers, prompting, sample_size, transfer
 from demur.studies._contenders import Contender, Pool, folds_of_sources, narrowed, score_tests
 from demur.studies._replies import is_refusal
-from demur.studies._study import HeatMap, Plot, Series, Study, StudyInputs, StudyResult
-from demur.studies._writing import write
-from tests.guards import read_texts
+from demur.studies._study import Study, StudyInputs, StudyResult
+from tests.studies import NUM_BLOCKS, SOURCES, examples, of_all_sources, read
 
 Answer = Callable[[Study], StudyResult]
-
-NUM_BLOCKS = 3
-SOURCES: tuple[tuple[str, Label], ...] = (
-    ("attacks", "unsafe"), ("questions", "unsafe"), ("chat", "safe"), ("code", "safe"),
-)  # fmt: skip
 SMALL_SIZES = sample_size.SampleSize(sizes=(10, 20), methods=("LPM, last layer", "MLPM", "tfidf"))
 STUDIES: tuple[Study, ...] = (
     layers.Layers(methods=("prototypes", "nearest_mean")),
@@ -41,31 +32,6 @@ STUDIES: tuple[Study, ...] = (
     transfer.Transfer(methods=("prototypes", "linear"), min_prompts=10),
     prompting.Prompting(wordings=(0, 3), max_replies=10),
 )
-
-
-def examples(source: str, label: Label, number: int, *, start: int = 0) -> list[Example]:
-    """Return prompts of a source; unsafe ones hold the marker that the fake engine knows."""
-    word = "MARKER" if label == "unsafe" else "nothing"
-    return [
-        Example(
-            f"{source}-{row}", Chat.from_text(f"{source} {row} {word} please"), label, source=source
-        )
-        for row in range(start, start + number)
-    ]
-
-
-def of_all_sources(number: int, *, start: int) -> list[Example]:
-    return [e for source, label in SOURCES for e in examples(source, label, number, start=start)]
-
-
-@cache
-def read_once(engine: FakeEngine, reads: tuple[Read, ...], text: str) -> Readings:
-    return read_texts(engine, reads, [text])
-
-
-def read(engine: FakeEngine, prompts: Sequence[Example], reads: Sequence[Read]) -> Readings:
-    parts = [read_once(engine, tuple(reads), prompt.chat.last_user_text) for prompt in prompts]
-    return Readings.concatenate(parts)
 
 
 @pytest.fixture(scope="module")
@@ -108,11 +74,6 @@ def poisoned(inputs: StudyInputs) -> StudyInputs:
         return [replace(e, label="safe" if e.label == "unsafe" else "unsafe") for e in prompts]
 
     return replace(inputs, tests={name: turned(of) for name, of in inputs.tests.items()})
-
-
-@pytest.fixture(scope="module")
-def poisoned_layers(inputs: StudyInputs) -> StudyResult:
-    return STUDIES[0].run(poisoned(inputs))
 
 
 def column(result: StudyResult, name: str) -> list[Any]:
@@ -403,53 +364,3 @@ def test_the_threshold_of_the_best_f1_is_that_of_trying_all() -> None:
     tried = [f1_score(unsafe, scores > at - 1e-9) for at in scores]
     found = _measures.best_f1_threshold(scores, unsafe)
     assert f1(scores, unsafe, threshold=found) == pytest.approx(max(tried))
-
-
-def result_of(**changes: Any) -> StudyResult:
-    fields: dict[str, Any] = {
-        "title": "A | title",
-        "question": "Why?",
-        "columns": ("name", "value"),
-        "rows": ({"name": "a|b", "value": 0.5}, {"name": "c", "value": None}),
-        "plots": (
-            Plot("curve", "Curve", "x", "y", (Series("s", (1.0, 2.0), (0.5, 0.6), (0.1, 0.1)),)),
-            Plot("bars", "Bars", "", "y", (Series("s", ("a", "b"), (0.5, 0.6)),), kind="bar"),
-            HeatMap("map", "Map", ("a", "b"), ("c",), ((0.5,), (None,))),
-        ),
-        "findings": ("It is so.",),
-    }
-    return StudyResult(**{**fields, **changes})
-
-
-def test_a_result_is_written_with_a_picture_a_plot(tmp_path: Path) -> None:
-    write(result_of(), tmp_path / "out", about={"model": "fake"})
-    found = {path.name for path in (tmp_path / "out").iterdir()}
-    assert found == {"results.json", "table.md", "curve.png", "bars.png", "map.png"}
-
-
-def test_results_json_holds_the_rows_and_what_they_depend_on(tmp_path: Path) -> None:
-    write(result_of(plots=()), tmp_path, about={"model": "fake"})
-    content = json.loads((tmp_path / "results.json").read_text())
-    assert content["about"] == {"model": "fake"}
-    assert content["rows"] == [{"name": "a|b", "value": 0.5}, {"name": "c", "value": None}]
-
-
-def test_the_table_escapes_what_would_part_its_cells(tmp_path: Path) -> None:
-    write(result_of(plots=()), tmp_path)
-    assert r"| a\|b | 0.500 |" in (tmp_path / "table.md").read_text().splitlines()
-
-
-@pytest.mark.parametrize(
-    ("row", "part"), [({"name": "a"}, "expected"), ({"name": "a", "value": float("nan")}, "is nan")]
-)
-def test_a_row_of_other_columns_or_without_a_number_is_refused(
-    row: dict[str, Any], part: str
-) -> None:
-    with pytest.raises(DataError, match=part):
-        result_of(rows=(row,))
-
-
-def test_two_plots_of_one_name_are_refused(tmp_path: Path) -> None:
-    plot = HeatMap("map", "Map", ("a",), ("c",), ((0.5,),))
-    with pytest.raises(DataError, match="one name"):
-        write(result_of(plots=(plot, plot)), tmp_path)

@@ -19,7 +19,7 @@ from demur.studies._few import Measured
 from demur.studies._measures import Difference, claim
 from demur.studies._repeats import Repeated, part_of, repeat
 from demur.studies._study import Plot, StudyInputs, StudyResult
-from tests.unit.test_studies import examples, of_all_sources, read
+from tests.studies import examples, of_all_sources, read
 
 NUM_BLOCKS = 4
 

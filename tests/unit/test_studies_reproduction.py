@@ -11,7 +11,7 @@ from demur.core.examples import Example
 from demur.engines.fake import FakeEngine
 from demur.studies._reproduction import Paper, Reproduction
 from demur.studies._study import StudyInputs, StudyResult
-from tests.unit.test_studies import NUM_BLOCKS, examples, of_all_sources, read
+from tests.studies import NUM_BLOCKS, examples, of_all_sources, read
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The benchmarks of the vLLM engine count, compare and judge as they say; vLLM is not needed."""
+"""The benchmarks of the vLLM engine count, compare and choose as they say; vLLM is not needed."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.soak_vllm_checks import FEWEST, MOST, Check, Known, Vanishing, distinct, power
-from benchmarks.throughput_vllm_report import AT_LEAST, CONTROL, LAST, ON, claims, markdown
 from benchmarks.vllm_extraction_scores import score
 from benchmarks.vllm_prompts import MARGIN, choose, guard_of, last_only, sides_of
 from benchmarks.vllm_steps import Steps, counting
@@ -25,18 +23,15 @@ from benchmarks.vllm_windows import (
     scores_apart,
 )
 from demur.core.errors import DataError
-from demur.core.protocols import Done, Request
+from demur.core.protocols import Request
 from demur.core.readings import Readings
 from demur.core.readout import LinearReadout
 from demur.core.reads import CaptureSpec
 from demur.core.types import Chat, Sampling
 from demur.detectors.linear import Linear
-from demur.engines.fake import FakeEngine
 from demur.engines.transformers import TransformersEngine
 from demur.guard.calibrated import CalibratedDetector
-from demur.guard.exchange import Exchange
-from demur.guard.guard import Guard
-from tests.guards import REFUSAL, UNSAFE, marker_guard, read_texts
+from tests.guards import read_texts
 from tests.tiny import tiny
 
 LAST_READ = CaptureSpec((1, 3))
@@ -286,192 +281,3 @@ def test_too_few_prompts_are_an_error() -> None:
             seed=0,
             most_tokens=90,
         )
-
-
-# The soak
-
-
-class Soaked:
-    """Exchanges of the fake engine, and the check of them."""
-
-    def __init__(self) -> None:
-        self.engine = FakeEngine()
-        self.guard: Guard = marker_guard(self.engine)
-        self.known = [
-            Known(chat, self.guard, self.answer(chat, MOST)[0].reply().token_ids)
-            for chat in (Chat.from_text(text) for text in TEXTS)
-        ]
-        self.check = Check(self.known, lambda *_: 5.0, REFUSAL)
-
-    def answer(
-        self, chat: Chat, max_tokens: int, *, vanishing: Vanishing | None = None
-    ) -> tuple[Exchange, list[str]]:
-        """Return an exchange with its events, and why it ended."""
-        exchange = self.guard.open(
-            chat, Sampling(max_tokens=max_tokens), is_abandoned=vanishing or (lambda: False)
-        )
-        assert exchange.request is not None
-        reasons: list[str] = []
-        for event in self.engine.run([exchange.request]):
-            exchange.take(event)
-            if isinstance(event, Done):
-                reasons.append(event.reason)
-        return exchange, reasons
-
-
-TEXTS = [
-    "One two three four five six seven eight nine.",
-    "Ten nine eight seven six five four three two.",
-    "Red green blue white black pink grey brown gold.",
-]
-
-
-@pytest.fixture
-def soaked() -> Soaked:
-    return Soaked()
-
-
-def test_right_answers_of_all_kinds_are_no_problem(soaked: Soaked) -> None:
-    check = soaked.check
-    check.expect("0", 0, None)
-    check.take("0", *soaked.answer(soaked.known[0].chat, FEWEST))
-    check.expect("1", None, None)
-    check.take("1", *soaked.answer(Chat.from_text(UNSAFE), FEWEST))
-    for number, after in enumerate((0, 1, 3), start=2):
-        client = Vanishing(after)
-        check.expect(str(number), 1, client)
-        check.take(str(number), *soaked.answer(soaked.known[1].chat, MOST, vanishing=client))
-    check.judge()
-    assert check.problems == []
-    assert check.counts["clients that left"] == 3
-    assert check.counts["flagged prompts with the responder's answer"] == 1
-    assert check.counts["replies that are those of the same prompt alone"] >= 1
-
-
-def test_a_reply_of_another_prompt_is_mixed_up(soaked: Soaked) -> None:
-    soaked.check.expect("0", 0, None)
-    soaked.check.take("0", *soaked.answer(soaked.known[1].chat, FEWEST))
-    assert soaked.check.problems == []
-    soaked.check.judge()
-    assert "mixed up" in soaked.check.problems[0]
-
-
-def test_another_reply_that_is_nearly_greedy_is_right(soaked: Soaked) -> None:
-    check = Check(soaked.known, lambda *_: 0.5, REFUSAL)
-    check.expect("0", 0, None)
-    check.take("0", *soaked.answer(soaked.known[1].chat, FEWEST))
-    check.judge()
-    assert (check.problems, check.largest_gap) == ([], 0.5)
-
-
-def test_what_is_lost_or_goes_the_wrong_way_is_a_problem(soaked: Soaked) -> None:
-    chat, flagged = soaked.known[0].chat, Chat.from_text(UNSAFE)
-    cases: list[tuple[int | None, tuple[Exchange, list[str]], str]] = [
-        (0, (soaked.answer(chat, FEWEST)[0], []), "ended 0 times"),
-        (0, (soaked.answer(chat, FEWEST)[0], ["length", "length"]), "ended 2 times"),
-        (0, soaked.answer(chat, MOST, vanishing=Vanishing(1)), "had not left"),
-        (0, soaked.answer(flagged, FEWEST), "it passes"),
-        (None, soaked.answer(chat, FEWEST), "flagged"),
-    ]
-    for number, (place, (exchange, reasons), what) in enumerate(cases):
-        soaked.check.expect(str(number), place, None)
-        soaked.check.take(str(number), exchange, reasons)
-        assert what in soaked.check.problems[-1]
-    soaked.check.expect("never", 0, None)
-    soaked.check.judge()
-    assert "nothing came" in soaked.check.problems[-1]
-    assert len(soaked.check.problems) == len(cases) + 1
-
-
-def test_an_answer_without_verdicts_is_unscored(soaked: Soaked) -> None:
-    exchange, reasons = soaked.answer(soaked.known[0].chat, FEWEST)
-    exchange.verdicts = ()
-    soaked.check.expect("0", 0, None)
-    soaked.check.take("0", exchange, reasons)
-    assert soaked.check.problems == ["request 0: unscored"]
-
-
-def test_known_replies_differ_early_and_are_whole(soaked: Soaked) -> None:
-    one = soaked.known[0]
-    twin = Known(one.chat, one.guard, (*one.token_ids[:FEWEST], *[0] * (MOST - FEWEST)))
-    short = Known(one.chat, one.guard, (1, 2))
-    assert distinct([one, twin, short, soaked.known[1]]) == [one, soaked.known[1]]
-
-
-def test_the_power_is_the_share_of_strange_replies_that_are_found(soaked: Soaked) -> None:
-    assert power(soaked.known, lambda *_: 5.0, num=7, seed=0) == {"tried": 7, "caught": 7}
-    assert power(soaked.known, lambda *_: 0.5, num=7, seed=0) == {"tried": 7, "caught": 0}
-
-
-# The report
-
-
-def cell(low: float, high: float, *, noise: float = 0.001, streams: int = 32) -> dict[str, Any]:
-    def of(low: float, high: float) -> dict[str, Any]:
-        ratio = {"median": (low + high) / 2, "interval": (low, high)}
-        return dict.fromkeys(("tokens_per_s", "first_token", "between_tokens"), ratio)
-
-    times = {"p50": 1.0, "p95": 2.0, "p99": 3.0}
-    arm = {
-        "tokens_per_s": {"median": 100.0, "interval": (99.0, 101.0)},
-        "first_token_ms": times,
-        "between_tokens_ms": times,
-        "scored": 40,
-        "num_problems": 0,
-        "replies_that_differ": 0,
-        "of_one_window": Steps().as_dict(),
-    }
-    names = ("off", "off again", "on", "on, last token")
-    return {
-        "name": f"{streams} streams",
-        "streams": streams,
-        "requests": 40,
-        "flagged": 0,
-        "scores_apart": {"median": 0.01, "most": 0.05, "spread": 2.0},
-        "ratios": {ON: of(low, high), LAST: of(0.999, 1.0), CONTROL: of(1 - noise, 1 + noise)},
-        "arms": dict.fromkeys(names, arm),
-    }
-
-
-@pytest.mark.parametrize(
-    ("of", "expected"),
-    [
-        (cell(0.992, 1.001), True),
-        (cell(0.95, 0.97), False),
-        (cell(0.95, 0.97, noise=0.02), None),
-        (cell(0.98, 1.01), None),
-    ],
-)
-def test_the_claim_holds_fails_or_is_not_decided(of: dict[str, Any], expected: object) -> None:
-    assert claims([of])["cells"][f"32 streams: {ON}"] is expected
-
-
-def test_few_streams_and_flags_make_no_claim_and_the_page_shows_all_arms() -> None:
-    cells = [cell(0.95, 0.97, streams=8), cell(0.992, 1.0), {**cell(0.8, 0.9), "flagged": 4}]
-    cells[2]["name"] = "32 streams, 10% flagged"
-    assert set(claims(cells)["cells"]) == {f"32 streams: {name}" for name in (ON, LAST)}
-    page = markdown(
-        {
-            "command": "python -m benchmarks.throughput_vllm",
-            "machine": {"cores": 2, "processor": "some", "memory_gib": 8},
-            "versions": {"torch": "2"},
-            "note": "",
-            "model": {"name": "tiny", "dtype": "float32"},
-            "asked": {"rounds": 5, "seed": 0, "responder": "safety_prompt", "clock": "wall"},
-            "settings": {
-                "on": {"compilation": "NONE", "max_num_batched_tokens": 256, "block_size": 128}
-            },
-            "extraction": "it was not measured: RuntimeError: no CUDA",
-            "cells": cells,
-            "nearly_greedy": {
-                "replies": 0, "largest_gap": 0.0, "margin": 1.0, "beyond_margin": 0
-            },
-            "claims": claims(cells),
-        }
-    )  # fmt: skip
-    assert "it was not measured: RuntimeError: no CUDA." in page
-    assert "lie at most 5.0e-02 apart" in page
-    assert f"{AT_LEAST:.0%}" in page
-    assert "0.996 (0.992 to 1.000)" in page
-    for name in ("off", "off again", "on", "on, last token"):
-        assert f"| {name} | 100.0 |" in page
