@@ -91,12 +91,14 @@ def test_a_planted_direction_picks_its_candidate_and_its_opposite_the_other(
 
 
 def test_the_head_sees_one_candidate_a_token(model: LoadedModel, tmp_path: Path) -> None:
-    rows: list[int] = []
+    seen: list[Tensor] = []
     head = model.model.get_output_embeddings()
     rerank = RerankTokens(6, CaptureSpec((2,)), stored(tmp_path, "weights", drawn([D_MODEL])))
-    with head.register_forward_hook(lambda _head, _inputs, output: rows.append(output.shape[1])):
+    with head.register_forward_hook(lambda _head, inputs, _logits: seen.append(inputs[0])):
         tokens = reply(model, prompt_of(model), rerank)
-    assert rows == [1] * (len(tokens) + 1)
+    assert [states.shape for states in seen] == [(1, 1, D_MODEL)] * (len(tokens) + 1)
+    # With the strides of a slice torch copies the whole weight.
+    assert all(states.stride()[0] == D_MODEL for states in seen)
 
 
 def read_of(model: LoadedModel, read: Read, *, num_tokens: int = 3) -> tuple[Array, list[int]]:

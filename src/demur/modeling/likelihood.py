@@ -11,6 +11,7 @@ from demur.core.errors import DataError
 from demur.core.readings import Array
 from demur.core.types import Chat
 from demur.modeling.chat import ChatRenderer
+from demur.modeling.last_logits import last_only
 from demur.modeling.load import LoadedModel
 
 ROWS_A_STEP = 32
@@ -75,7 +76,8 @@ class Likelihood:
         if len(replies) == 1:
             return [self._alone(prompt, replies[0])]
         cache = DynamicCache(config=self._loaded.model.config)
-        first = self._run([prompt], cache, keep=1)[0]  # [1, vocabulary]
+        last = last_only(len(prompt), device=self._loaded.device)
+        first = self._run([prompt], cache, keep=last)[0]  # [1, vocabulary]
         rest = max(len(ids) for ids in replies) - 1
         if not rest:
             return [first for _ in replies]
@@ -103,7 +105,9 @@ class Likelihood:
         logits: Tensor = output.logits[0]
         return logits
 
-    def _run(self, ids: Sequence[Sequence[int]], cache: DynamicCache, *, keep: int) -> Tensor:
+    def _run(
+        self, ids: Sequence[Sequence[int]], cache: DynamicCache, *, keep: int | Tensor
+    ) -> Tensor:
         output = self._loaded.model(
             input_ids=torch.tensor([list(row) for row in ids], device=self._loaded.device),
             past_key_values=cache,

@@ -86,7 +86,8 @@ class _Choice:
         """Choose, as a hook before the head, whose input is [1, token, d_model]."""
         self.states = {read: np.asarray(slot.values()) for read, slot in self._slots.items()}
         self.index = self._choose(self.states)
-        return (inputs[0][:, self.index : self.index + 1], *inputs[1:])
+        # An index, since the head copies its whole weight for a slice: see `modeling.last_logits`.
+        return (inputs[0][:, [self.index]], *inputs[1:])
 
 
 def read_on(
