@@ -18,9 +18,7 @@ from demur.core.readings import Array, Readings, Values
 from demur.core.reads import CaptureSpec, Read
 from demur.core.types import Prompt, SpanKind
 from demur.modeling.blocks import Parts
-
-RMS_EPSILON = 1e-12
-"""Added to a mean square before its root is taken."""
+from demur.modeling.pooling import Pooling, normalised
 
 
 class _StopEarlyError(Exception):
@@ -40,6 +38,8 @@ class Slot:
         self._spec = spec
         self._counts = [len(of_prompt) for of_prompt in rows]
         self._kept: list[Tensor | None] = [None] * len(spec.layers)
+        self._spans = _spans(rows) if spec.pool != "none" else None
+        self._pooling = Pooling(spec)
         self.rows = torch.tensor([row for of_prompt in rows for row in of_prompt])
 
     def take(self, index: int, states: Tensor, present: Tensor | None) -> None:
@@ -50,13 +50,14 @@ class Slot:
             states: [..., d_model], a row for each token of the pass.
             present: The rows, in ascending order, if the module saw only some of them.
         """
-        rows = self.rows if present is None else torch.searchsorted(present, self.rows)
         flat = states.reshape(-1, states.shape[-1])
+        if present is None and self._spans is not None:
+            self._kept[index] = torch.stack([self._pooling(flat[span]) for span in self._spans])
+            return
+        rows = self.rows if present is None else torch.searchsorted(present, self.rows)
         picked = flat.index_select(0, rows.to(flat.device))  # a copy: nothing else stays alive
         if self._spec.pool != "none":
-            picked = torch.stack(
-                [_pooled(part, self._spec) for part in torch.split(picked, self._counts)]
-            )
+            picked = torch.stack([self._pooling(of) for of in torch.split(picked, self._counts)])
         self._kept[index] = picked
 
     def values(self) -> Values:
@@ -74,6 +75,14 @@ class Slot:
             return states
         ends = np.cumsum(self._counts)[:-1]
         return tuple(part.swapaxes(0, 1).copy() for part in np.split(states, ends))
+
+
+def _spans(rows: Sequence[Sequence[int]]) -> list[slice] | None:
+    """Return each prompt's rows as a range, or None where those of one are no range."""
+    ranges = [range(of_prompt[0], of_prompt[-1] + 1) for of_prompt in rows if of_prompt]
+    if [list(of) for of in ranges] != [list(of_prompt) for of_prompt in rows]:
+        return None
+    return [slice(of.start, of.stop) for of in ranges]
 
 
 class Recorder:
@@ -148,28 +157,10 @@ def positions_of(prompt: Prompt, spec: CaptureSpec) -> Sequence[int]:
     return wanted
 
 
-def _pooled(states: Tensor, spec: CaptureSpec) -> Tensor:
-    """Return states [position, d_model] normalised and pooled to [d_model], float32."""
-    states = states.float()
-    if spec.pool == "mean" and spec.normalise == "rms":
-        # One product, no second copy of the states.
-        squares = torch.linalg.vector_norm(states, dim=-1).square() / states.shape[-1]
-        return torch.rsqrt(squares + RMS_EPSILON) @ states / len(states)
-    states = normalised(states, spec)
-    return states.mean(0) if spec.pool == "mean" else states.amax(0)
-
-
 def _finished(states: Tensor, spec: CaptureSpec) -> Array:
     """Return kept states [..., d_model] as float32, normalised unless pooling has done so."""
     states = states.float()
     return (states if spec.pool != "none" else normalised(states, spec)).cpu().numpy()
-
-
-def normalised(states: Tensor, spec: CaptureSpec) -> Tensor:
-    """Return states [..., d_model] as a read wants those of single tokens."""
-    if spec.normalise == "none":
-        return states
-    return states * torch.rsqrt(states.square().mean(-1, keepdim=True) + RMS_EPSILON)
 
 
 @contextmanager

@@ -27,8 +27,9 @@ from demur.core.readout import LinearReadout
 from demur.core.reads import CaptureSpec
 from demur.core.types import Prompt
 from demur.modeling.blocks import Parts
-from demur.modeling.capture import normalised, positions_of
+from demur.modeling.capture import positions_of
 from demur.modeling.load import LoadedModel
+from demur.modeling.pooling import normalised
 
 
 @dataclass(frozen=True)

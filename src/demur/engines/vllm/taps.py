@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from demur.core.errors import CapabilityError
 from demur.core.readings import Array
 from demur.engines._columns import Columns, Spans, spans_of
-from demur.modeling.capture import RMS_EPSILON
+from demur.modeling.pooling import RMS_EPSILON
 
 
 @torch.library.custom_op("demur::tap", mutates_args=("scores",))
