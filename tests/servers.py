@@ -19,6 +19,7 @@ from demur.serving.app import create_app
 from demur.serving.service import LOADING, Loaded, Service
 from demur.serving.settings import Settings, load_settings
 
+CHAT = "/v1/chat/completions"
 STARTED_WITHIN_S = 20.0
 KEEP_ALL = httpx.Limits(max_connections=None, max_keepalive_connections=None)
 """With a bound, the pool may close a connection that another thread has just begun to use."""
@@ -27,6 +28,17 @@ KEEP_ALL = httpx.Limits(max_connections=None, max_keepalive_connections=None)
 def settings_of(**given: Any) -> Settings:
     """Return settings that no environment of the machine has a say in."""
     return load_settings(None, given, environment={})
+
+
+def body_of(text: str, **fields: Any) -> dict[str, Any]:
+    """Return a request that has the pretend model repeat a text."""
+    messages = [{"role": "user", "content": text}]
+    return {"model": "fake", "messages": messages, "temperature": 0, **fields}
+
+
+def code_of(response: Any) -> tuple[int, str]:
+    """Return an error's status and code."""
+    return response.status_code, response.json()["error"]["code"]
 
 
 def app_of(guard: Guard, *, problem: str | None = None, **given: Any) -> FastAPI:

@@ -18,10 +18,9 @@ from starlette.routing import Route
 
 from demur.guard import Guard
 from tests.guards import marker_guard
-from tests.servers import STARTED_WITHIN_S, Running, app_of, running
+from tests.servers import CHAT, STARTED_WITHIN_S, Running, app_of, running
 
 WITHIN_S = 10.0
-CHAT = "/v1/chat/completions"
 ENDPOINT = f'endpoint="{CHAT}"'
 MARKER = "the MARKER"
 REPLY = {

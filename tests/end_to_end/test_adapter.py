@@ -16,11 +16,10 @@ from tests.adapters import in_peft, lora
 from tests.guards import marker_detector
 from tests.interventions import plain_greedy
 from tests.model_folder import MARKER, CommandLine, Workplace, assert_one_line, write_texts
-from tests.servers import app_of, events_of, running, said
+from tests.servers import CHAT, app_of, events_of, running, said
 from tests.tiny import tiny
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "adapter.py"
-CHAT = "/v1/chat/completions"
 NUM_TOKENS = 6
 SAFE, UNSAFE = "Tell me about number 52, please.", "Tell me about number 53 MARKER, please."
 

@@ -19,10 +19,9 @@ from demur.guard.routes import FlaggedTo
 from demur.responders.fixed_reply import FixedReply
 from tests.audit_logs import lines_of
 from tests.guards import REFUSAL, SAFE, UNSAFE, acting, judge, marker_guard
-from tests.servers import Running, app_of, running
+from tests.servers import CHAT, Running, app_of, running
 from tests.tiny import tiny
 
-CHAT = "/v1/chat/completions"
 SAFE_CHAT = [{"role": "user", "content": SAFE}]
 UNSAFE_CHAT = [{"role": "user", "content": UNSAFE}]
 

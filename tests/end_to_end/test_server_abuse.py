@@ -32,9 +32,9 @@ from demur.guard.routes import FlaggedTo
 from demur.responders.fixed_reply import FixedReply
 from demur.serving.chat_request import WITHOUT_EFFECT, ChatRequest
 from tests.guards import SAFE, UNSAFE, judge, marker_detector, marker_guard
-from tests.servers import Running, app_of, running
+from tests.servers import CHAT, Running, app_of, running
 
-CHAT, MODERATIONS = "/v1/chat/completions", "/v1/moderations"
+MODERATIONS = "/v1/moderations"
 JSON = {"content-type": "application/json"}
 STATED = {"not_ready", "not_answered", "not_recorded"}
 """Codes of a 503 that the documentation names."""

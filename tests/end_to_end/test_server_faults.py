@@ -4,7 +4,6 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from errno import ENOSPC
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -25,26 +24,15 @@ from tests.engines import (
     TakesNothing,
 )
 from tests.guards import REFUSAL, SAFE, UNSAFE, judge, marker_detector, marker_guard
-from tests.servers import Running, app_of, events_of, running, said, until
+from tests.servers import CHAT, Running, app_of, body_of, code_of, events_of, running, said, until
 
-CHAT = "/v1/chat/completions"
 write_bytes = os.write
-
-
-def body_of(text: str, **fields: Any) -> dict[str, Any]:
-    """Return a request that has the pretend model repeat a text."""
-    messages = [{"role": "user", "content": text}]
-    return {"model": "fake", "messages": messages, "temperature": 0, **fields}
 
 
 def requests_of(path: Path) -> list[Fields]:
     """Return the lines of requests of an audit log, after its chain has been verified."""
     assert verify(path).problem is None
     return [line for line in lines_of(path) if line["kind"] == "request"]
-
-
-def code_of(response: Any) -> tuple[int, str]:
-    return response.status_code, response.json()["error"]["code"]
 
 
 def guard_of(engine: FakeEngine, score: float | None, *, on_error: OnError) -> Guard:

@@ -9,10 +9,9 @@ import pytest
 
 from demur.serving.audit_verification import verify
 from tests.audit_logs import Fields, lines_of
-from tests.end_to_end.test_server_faults import CHAT, body_of, code_of
 from tests.engines import Halting, Paced
 from tests.guards import REFUSAL, SAFE, UNSAFE, marker_guard
-from tests.servers import Running, app_of, events_of, running, said, until
+from tests.servers import CHAT, Running, app_of, body_of, code_of, events_of, running, said, until
 
 TOKEN_S, TIMEOUT_S = 0.02, 2.0
 LONG = "word " * 400

@@ -12,9 +12,8 @@ from demur.guard.monitor import ReplyMonitor
 from demur.guard.routes import FlaggedTo
 from demur.responders.fixed_reply import FixedReply
 from tests.audit_logs import lines_of
-from tests.end_to_end.test_server_faults import CHAT, body_of
 from tests.guards import UNSAFE, ReplyMarked, acting, judge, watcher
-from tests.servers import Running, app_of, events_of, running, said
+from tests.servers import CHAT, Running, app_of, body_of, events_of, running, said
 
 STORY = "one two three MARKER five six"
 QUIET = "one two three four"

@@ -15,10 +15,9 @@ import pytest
 
 from demur.serving.audit_verification import verify
 from tests.audit_logs import lines_of
-from tests.end_to_end.test_server_faults import CHAT, body_of
 from tests.guards import REFUSAL, UNSAFE
 from tests.serve_fake import SHUTDOWN_TIMEOUT_S
-from tests.servers import events_of, free_port, said, until
+from tests.servers import CHAT, body_of, events_of, free_port, said, until
 
 STARTED_WITHIN_S = 300.0
 STORY = " ".join(f"word{number}" for number in range(40))

@@ -10,10 +10,9 @@ import openai
 import pytest
 
 from tests.guards import REFUSAL, SAFE, UNSAFE
-from tests.servers import Running
+from tests.servers import CHAT, Running
 from tests.unit.test_judged_chat import ASKS, CALLS, PICTURE, RESULT
 from tests.upstreams import (
-    CHAT,
     ENDPOINT,
     EVENTS,
     MARKER,

@@ -13,8 +13,8 @@ from demur.core.types import Prompt
 from demur.engines.fake import FakeEngine
 from demur.serving.audit import AuditError, AuditLog
 from tests.guards import REFUSAL, SAFE, UNSAFE, marker_guard
+from tests.servers import CHAT
 from tests.upstreams import (
-    CHAT,
     ENDPOINT,
     EVENTS,
     REPLY,

@@ -13,9 +13,9 @@ from demur.guard import Guard
 from demur.guard.routes import FlaggedTo
 from demur.responders.fixed_reply import FixedReply
 from tests.guards import REFUSAL, SAFE, UNSAFE, acting, judge, marker_guard
+from tests.servers import CHAT
 from tests.unit.test_judged_chat import ASKS, CALLS, RESULT
 from tests.upstreams import (
-    CHAT,
     ENDPOINT,
     MARKER,
     WITHIN_S,
