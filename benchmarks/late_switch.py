@@ -70,12 +70,14 @@ def request_for(
     def at_once(_readings: Readings) -> UseAdapter:
         return use
 
+    stored = () if after or use.checkpoint is None else (use.checkpoint,)
     return Request(
         name,
         engine.render(chat),
         Sampling(max_tokens=max_tokens),
         decide=never_intervene if after else at_once,
         monitor=Monitor(READ, AfterTokens(after, use)) if after else None,
+        checkpoints=stored,
     )
 
 
