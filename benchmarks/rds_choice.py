@@ -38,8 +38,8 @@ class Weighed:
 
     @property
     def is_allowed(self) -> bool:
-        """Tell whether not too many ordinary prompts are refused."""
-        return self.ordinary_change <= MOST_OVER_REFUSAL
+        """Tell whether unsafe prompts are refused more often, and ordinary ones hardly so."""
+        return self.unsafe_change > 0 and self.ordinary_change <= MOST_OVER_REFUSAL
 
 
 def best(found: Iterable[Weighed]) -> Weighed:

@@ -21,6 +21,9 @@ from demur.core.readings import Array
 from demur.core.readout import LinearReadout
 from demur.core.reads import CaptureSpec
 
+Spans = Sequence[Sequence[tuple[int, int]]]
+"""For each column the runs of tokens that it is averaged over."""
+
 
 @dataclass(frozen=True)
 class Column:
@@ -81,6 +84,10 @@ class Columns:
     def is_rms(self) -> Array:
         """[column], true where each token's state is divided by its root mean square."""
         return np.array([column.spec.normalise == "rms" for column in self.columns], bool)
+
+    def default_spans(self, num_tokens: int) -> Spans:
+        """Return what is read of a prompt whose turns nobody has named: all of it for one."""
+        return [spans_of(column.spec, num_tokens, [(0, num_tokens)]) for column in self.columns]
 
     def weights_at(self, layer: int) -> Array:
         """Return what a block's output is multiplied with: [d_model, column], float32."""
@@ -172,10 +179,6 @@ def spans_of(
     if not spans:
         raise DataError("the chat has no user text: there is nothing to score")
     return spans
-
-
-Spans = Sequence[Sequence[tuple[int, int]]]
-"""For each column the runs of tokens that it is averaged over."""
 
 
 class PrefillScores:

@@ -21,7 +21,7 @@ from demur.engines._monitoring import failed
 from demur.engines._text import TextStream, text_events
 from demur.engines._waiting import Waiting
 from demur.engines.vllm.arguments import guarded
-from demur.engines.vllm.prefixes import NEEDED_FROM, limit_hits
+from demur.engines.vllm.prefixes import NEEDED_FROM, limit_hits, needed_from
 from demur.engines.vllm.rows import Known, Row, sampling_params
 from demur.engines.vllm.worker import CONFIG_KEY, Forced, Reader
 from demur.modeling.chat import ChatRenderer
@@ -229,9 +229,7 @@ class VllmEngine:
             spans_of(of.spec if of.spec in wanted else LAST, len(prompt), turns)
             for of in self._columns.columns
         ]
-        starts = (start for of_column in spans for start, _ in of_column)
-        needed_from = min(starts, default=len(prompt))
-        is_bypassed = needed_from < min(self._block_size, len(prompt) - 1)
+        first, is_bypassed = needed_from(spans, len(prompt), block_size=self._block_size)
         self.num_cache_bypassed += is_bypassed
         params = sampling_params(
             request,
@@ -239,9 +237,7 @@ class VllmEngine:
             end_token_ids=self._known.end_token_ids,
         )
         params.skip_reading_prefix_cache = is_bypassed
-        params.extra_args = {
-            CONFIG_KEY: {"id": request.id, "spans": spans, NEEDED_FROM: needed_from}
-        }
+        params.extra_args = {CONFIG_KEY: {"id": request.id, "spans": spans, NEEDED_FROM: first}}
         row.key = self._engine.add_request(
             request.id, {"prompt_token_ids": list(prompt.token_ids)}, params
         )

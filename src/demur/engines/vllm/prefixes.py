@@ -6,6 +6,8 @@ the earlier turns of a dialogue, need not be. A hit that is too long is an error
 see `PrefillScores`.
 """
 
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from vllm.v1.engine.llm_engine import LLMEngine
@@ -35,14 +37,33 @@ class _Shorter:
 def limit_hits(engine: LLMEngine) -> None:
     """Let an engine in this process heed what its requests say in NEEDED_FROM."""
     manager = engine.engine_core.engine_core.scheduler.kv_cache_manager
-    whole = manager.get_computed_blocks
+    manager.get_computed_blocks = partial(limited, manager.get_computed_blocks)
 
-    def limited(request: Any) -> Any:
-        needed_from = needed_from_of(request)
-        # vLLM never takes the last token from its cache.
-        return whole(request if needed_from is None else _Shorter(request, needed_from + 1))
 
-    manager.get_computed_blocks = limited
+def limited(whole: Callable[[Any], Any], request: Any) -> Any:
+    """Look up a request in the prefix cache, no further than it says.
+
+    Args:
+        whole: Looks up as much of a request as the cache has.
+        request: Of vLLM's scheduler.
+    """
+    needed_from = needed_from_of(request)
+    # vLLM never takes the last token from its cache.
+    return whole(request if needed_from is None else _Shorter(request, needed_from + 1))
+
+
+def needed_from(
+    spans: Iterable[Iterable[tuple[int, int]]], num_tokens: int, *, block_size: int
+) -> tuple[int, bool]:
+    """Return the first position that read-outs need, and whether the cache is of no use before it.
+
+    Args:
+        spans: What each of them reads.
+        num_tokens: Of the prompt.
+        block_size: Tokens of a block of the cache.
+    """
+    first = min((start for of_column in spans for start, _ in of_column), default=num_tokens)
+    return first, first < min(block_size, num_tokens - 1)
 
 
 def needed_from_of(request: Any) -> int | None:

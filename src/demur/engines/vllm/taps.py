@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from demur.core.errors import CapabilityError
 from demur.core.readings import Array
-from demur.engines._columns import Columns, Spans, spans_of
+from demur.engines._columns import Columns
 from demur.modeling.pooling import RMS_EPSILON
 
 
@@ -97,11 +97,6 @@ class Taps:
         found[found[:, -1] != len(self._columns.layers)] = np.nan
         values: Array = found[:, :-1]
         return values
-
-    def default_spans(self, length: int) -> Spans:
-        """Return what is read of a prompt whose turns nobody has named: all of it for one."""
-        whole = [(0, length)]
-        return [spans_of(column.spec, length, whole) for column in self._columns.columns]
 
     def begin(self, *, is_read: bool) -> None:
         """Forget the last step, so that taps that do not run leave no number behind.

@@ -1,13 +1,13 @@
-"""What of vLLM is replaced by the general plugin: three methods, each by itself and something more.
+"""What of vLLM is replaced by the general plugin: four methods, each by itself and something more.
 
-An engine's arguments are armed, a chat's prompt says where its turns are, and each request is
-sealed.
+An engine's arguments are armed, a chat's prompt says where its turns are, each request is sealed,
+and the prefix cache gives no token that read-outs need.
 """
 
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache, wraps
+from functools import cache, partial, wraps
 from typing import Any
 
 from vllm import SamplingParams
@@ -15,12 +15,14 @@ from vllm.config import VllmConfig
 from vllm.engine.arg_utils import EngineArgs
 from vllm.exceptions import VLLMValidationError
 from vllm.renderers import BaseRenderer, ChatParams
+from vllm.v1.core.kv_cache_manager import KVCacheManager
 from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.input_processor import InputProcessor
 
 from demur.core.errors import DataError
 from demur.engines._columns import Columns, Spans, spans_of
 from demur.engines._stored_columns import stored
+from demur.engines.vllm.prefixes import NEEDED_FROM, limited, needed_from
 from demur.engines.vllm.worker import CONFIG_KEY, READOUTS
 from demur.integrations.vllm_serve.arming import arm, is_armed
 from demur.integrations.vllm_serve.asking import ASKED
@@ -41,6 +43,7 @@ def install() -> None:
     put(EngineArgs, "create_engine_config", _arming)
     put(InputProcessor, "process_inputs", _sealing)
     put(BaseRenderer, "render_chat_async", _finding_turns)
+    put(KVCacheManager, "get_computed_blocks", _limiting)
 
 
 def put(owner: type, name: str, around: Callable[[Any], Any]) -> None:
@@ -148,6 +151,13 @@ def _sealing(plain: Any) -> Any:
     return process_inputs
 
 
+def _limiting(plain: Any) -> Any:
+    def get_computed_blocks(self: KVCacheManager, request: Any) -> Any:
+        return limited(partial(plain, self), request)
+
+    return get_computed_blocks
+
+
 def _seal(request: EngineCoreRequest, turns: Turns | None, config: VllmConfig) -> None:
     """Write what the worker has to know of a request into it, sealed.
 
@@ -161,22 +171,28 @@ def _seal(request: EngineCoreRequest, turns: Turns | None, config: VllmConfig) -
     except DataError as error:
         raise VLLMValidationError(str(error), parameter="vllm_xargs") from error
     columns = _columns(config.additional_config[CONFIG_KEY])
-    id = secrets.token_hex(8)
+    id, num_tokens = secrets.token_hex(8), len(request.prompt_token_ids)
+    spans = _spans(columns, num_tokens, turns)
+    # Tokens that the prefix cache holds are not computed, and so would not be summed.
+    first, is_bypassed = needed_from(
+        columns.default_spans(num_tokens) if spans is None else spans,
+        num_tokens,
+        block_size=config.cache_config.block_size,
+    )
     statement = {
         "id": id,
         "policy": policy,
-        "spans": _spans(columns, len(request.prompt_token_ids), turns),
+        "spans": spans,
         "forged": turns is not None and turns.has_forged_markers,
+        NEEDED_FROM: first,
     }
     sealed = Signer.shared().sealed(statement, request.prompt_token_ids)
     params.extra_args = {**extra, CONFIG_KEY: sealed}
-    # Tokens that the prefix cache holds are not computed, and so would not be summed.
-    is_pooled = any(column.spec.pool != "none" for column in columns.columns)
-    params.skip_reading_prefix_cache = is_pooled or params.skip_reading_prefix_cache
+    params.skip_reading_prefix_cache = is_bypassed or params.skip_reading_prefix_cache
     asked = ASKED.get()
     if asked is not None:
         asked.ids.append(id)
-        asked.num_cache_bypassed += is_pooled
+        asked.num_cache_bypassed += is_bypassed
 
 
 def _require_guardable(request: EngineCoreRequest, *, is_chat: bool) -> None:
