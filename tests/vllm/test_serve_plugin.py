@@ -267,6 +267,21 @@ def test_a_chat_has_the_score_of_its_text_and_metrics_count_it(
     assert [new - old for new, old in zip(after, before, strict=True)] == [2, 1, 2]
 
 
+def test_what_comes_before_the_users_turn_may_be_cached(guarded: Served, flagged: str) -> None:
+    http, _ = guarded
+    system = {"role": "system", "content": "Be kind, and brief. " * 60}  # two blocks of the cache
+    found = []
+    for text in (flagged, SAFE[0], flagged):
+        names = ("vllm:prefix_cache_hits", "demur_prefix_cache_bypassed")
+        before = [metric(http, name) for name in names]
+        messages = [system, {"role": "user", "content": text}]
+        answer = said_of(http, text, messages=messages).raise_for_status()
+        hits, bypassed = (metric(http, n) - old for n, old in zip(names, before, strict=True))
+        assert bypassed == 0
+        found.append((hits, answer.headers["x-demur-route"]))
+    assert found == [(0, "fixed_reply"), (256, "pass"), (256, "fixed_reply")]
+
+
 def test_a_server_may_block_and_let_requests_observe(
     tmp_path: Path, guarded: Served, flagged: str
 ) -> None:
