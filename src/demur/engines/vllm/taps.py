@@ -73,7 +73,7 @@ class Taps:
         self, model: nn.Module, columns: Columns, *, max_tokens: int, device: torch.device
     ) -> None:
         blocks = _blocks(model, columns.num_blocks)
-        self._columns = columns
+        self.columns = columns
         self._scores = torch.full((max_tokens, len(columns) + 1), torch.nan, device=device)
         # A captured graph computes always: it would keep what the flag was when it was captured.
         self._can_rest = device.type == "cpu"
@@ -94,7 +94,7 @@ class Taps:
         A token that did not pass all taps has NaN.
         """
         found = self._scores[rows].cpu().numpy().astype(np.float64)
-        found[found[:, -1] != len(self._columns.layers)] = np.nan
+        found[found[:, -1] != len(self.columns.layers)] = np.nan
         values: Array = found[:, :-1]
         return values
 

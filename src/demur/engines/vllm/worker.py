@@ -137,7 +137,7 @@ class Reader:
     def _follow(self, request_id: str, length: int) -> _Followed:
         if request_id not in self._followed:
             extra = self.opens(self._runner.requests[request_id])
-            spans: Spans = extra.get("spans") or self._taps.default_spans(length)
+            spans: Spans = extra.get("spans") or self._taps.columns.default_spans(length)
             self._followed[request_id] = _Followed(extra, PrefillScores(length, spans))
         return self._followed[request_id]
 

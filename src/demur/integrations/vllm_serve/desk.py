@@ -35,7 +35,7 @@ class Counters:
         self.prompts = PromptCounters(REGISTRY)
         self.bypassed = Counter(
             "demur_prefix_cache_bypassed",
-            "Prompts that did not read the prefix cache, since tokens of its first block are scored",
+            "Prompts that did not read the prefix cache: tokens of its first block are scored",
             registry=REGISTRY,
         )
 
