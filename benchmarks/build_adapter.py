@@ -1,4 +1,4 @@
-"""Trains an adapter that could ship: refusals, and answers to what only sounds dangerous.
+"""Trains the adapter that ships: refusals, and answers to what only sounds dangerous.
 
 It sees what the packaged detector flags, where safe prompts are those that sound most dangerous,
 and so it learns the difference from prompts of a dangerous sound: demur's own and, of public sets
@@ -6,8 +6,7 @@ whose licence allows it, safe contrasts and direct unsafe requests. Of these it 
 ones that are flagged and the half of the safe ones that comes nearest to it. A prompt with a
 written reply learns that one; other safe prompts learn the model's own greedy answer, unless that
 refuses; other unsafe ones get refusals from the texts that ship. What it is worth behind the gate
-is measured by `python -m benchmarks.shipped_pair --responder adapter:FOLDER`. The adapter that
-ships today was made of demur's own sets alone: its card says how.
+is measured by `python -m benchmarks.shipped_pair`.
 
     DEMUR_DATA=FOLDER python -m benchmarks.build_adapter [--out FOLDER]
 """
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+import demur
 from benchmarks.adapters import trained_folder, training_metrics
 from benchmarks.arms import Arms, drawn, short_prompts
 from demur.core.errors import DataError
@@ -43,7 +43,7 @@ prompts were used: `coconot_pref` (allenai/noncompliance, MIT), `harmfulqa`, `da
 CC-BY-4.0), `derta_malicious` (RobustNLP/DeRTa, MIT), `gptfuzz_questions` (sherdencooper/GPTFuzz,
 MIT).
 """
-OUT = Path("adapter-candidate")
+OUT = Path(demur.__file__).parent / "pretrained" / "adapters" / "smollm2-135m-instruct"
 MAX_TOKENS = 40
 """Of an answer that the model draws. One token less is learnt, so that no end is learnt where an
 answer was cut."""

@@ -1,5 +1,7 @@
 """Pooled states against NumPy, in pieces of every size."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from torch import Tensor
 
 from demur.core.readings import Array
 from demur.core.reads import CaptureSpec
-from demur.modeling import pooling
+from demur.modeling import capture, pooling
 from demur.modeling.capture import Slot
 from demur.modeling.pooling import Pooling
 
@@ -55,19 +57,42 @@ def test_what_one_prompt_leaves_in_memory_says_nothing_of_the_next(
         np.testing.assert_allclose(pool(states).numpy(), expected(states, MEAN), atol=1e-5)
 
 
+@pytest.mark.parametrize("spec", [MEAN, MAX, PLAIN])
+def test_pools_of_all_layers_at_once_are_those_of_each(spec: CaptureSpec) -> None:
+    layers = torch.stack([drawn(6, seed=seed, dtype=torch.bfloat16) for seed in range(3)])
+    wanted = np.stack([expected(states, spec) for states in layers])
+    np.testing.assert_allclose(Pooling(spec)(layers).numpy(), wanted, atol=1e-5)
+
+
+@pytest.fixture(params=["at once", "at the end"])
+def when(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pool each module's output as it comes, or all layers at the end."""
+    if request.param == "at once":
+        monkeypatch.setattr(capture, "NUMBERS_KEPT", 0)
+
+
+LAYERS = replace(MEAN, layers=(0, 4))
+
+
+@pytest.mark.usefixtures("when")
 @pytest.mark.parametrize("rows", [[[1, 2, 3], [5, 6]], [[3, 1, 2], [5, 6]], [[1, 3], [6]]])
 def test_a_slot_pools_the_rows_of_each_prompt_in_a_range_or_not(rows: list[list[int]]) -> None:
-    slot, states = Slot(MEAN, rows), drawn(8)
-    slot.take(0, states[None], None)
-    found = np.asarray(slot.values())[:, 0]
-    wanted = np.stack([expected(states[of_prompt], MEAN) for of_prompt in rows])
-    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    slot, outputs = Slot(LAYERS, rows), [drawn(8, seed=seed) for seed in range(2)]
+    for index, states in enumerate(outputs):
+        slot.take(index, states[None], None)
+        states.zero_()  # a copy was kept
+    found = np.asarray(slot.values())
+    outputs = [drawn(8, seed=seed) for seed in range(2)]
+    wanted = [[expected(of[of_prompt], MEAN) for of in outputs] for of_prompt in rows]
+    np.testing.assert_allclose(found, np.array(wanted), atol=1e-5)
 
 
+@pytest.mark.usefixtures("when")
 def test_a_slot_pools_what_a_module_saw_of_the_rows() -> None:
-    slot, states = Slot(MEAN, [[2, 3], [6]]), drawn(8)
+    slot, states = Slot(LAYERS, [[2, 3], [6]]), drawn(8)
+    slot.take(0, states, None)
     present = torch.tensor([1, 2, 3, 6])
-    slot.take(0, states[present], present)
-    found = np.asarray(slot.values())[:, 0]
+    slot.take(1, states[present], present)
+    found = np.asarray(slot.values())
     wanted = np.stack([expected(states[rows], MEAN) for rows in ([2, 3], [6])])
-    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    np.testing.assert_allclose(found, np.stack([wanted, wanted], 1), atol=1e-5)

@@ -20,6 +20,9 @@ from demur.core.types import Prompt, SpanKind
 from demur.modeling.blocks import Parts
 from demur.modeling.pooling import Pooling, normalised
 
+NUMBERS_KEPT = 2**20
+"""Of all layers of a pooled read that are kept until the pass is over."""
+
 
 class _StopEarlyError(Exception):
     """Ends a forward pass whose remaining blocks nobody reads."""
@@ -38,12 +41,16 @@ class Slot:
         self._spec = spec
         self._counts = [len(of_prompt) for of_prompt in rows]
         self._kept: list[Tensor | None] = [None] * len(spec.layers)
-        self._spans = _spans(rows) if spec.pool != "none" else None
-        self._pooling = Pooling(spec)
+        self._pooling = None if spec.pool == "none" else Pooling(spec)
+        self._is_pooled = False
+        self._spans = _spans(rows)
         self.rows = torch.tensor([row for of_prompt in rows for row in of_prompt])
 
     def take(self, index: int, states: Tensor, present: Tensor | None) -> None:
-        """Keep what the read wants of a module's output.
+        """Keep what the read wants of a module's output: a copy, so that nothing else stays alive.
+
+        Short prompts are pooled once the pass is over, all layers in one go: by then the calls
+        would cost more than the numbers.
 
         Args:
             index: Which of the read's layers this is.
@@ -51,14 +58,25 @@ class Slot:
             present: The rows, in ascending order, if the module saw only some of them.
         """
         flat = states.reshape(-1, states.shape[-1])
+        num_numbers = len(self._kept) * sum(self._counts) * flat.shape[-1]
+        self._is_pooled = self._pooling is not None and num_numbers > NUMBERS_KEPT
+        picked = self._picked(flat, present)
+        if self._is_pooled:
+            self._kept[index] = self._pooled(picked)
+        else:
+            self._kept[index] = torch.cat(picked)
+
+    def _picked(self, flat: Tensor, present: Tensor | None) -> list[Tensor]:
+        """Return the states of each prompt, [position, d_model]; not all are copies."""
         if present is None and self._spans is not None:
-            self._kept[index] = torch.stack([self._pooling(flat[span]) for span in self._spans])
-            return
+            return [flat[span] for span in self._spans]
         rows = self.rows if present is None else torch.searchsorted(present, self.rows)
-        picked = flat.index_select(0, rows.to(flat.device))  # a copy: nothing else stays alive
-        if self._spec.pool != "none":
-            picked = torch.stack([self._pooling(of) for of in torch.split(picked, self._counts)])
-        self._kept[index] = picked
+        return list(torch.split(flat.index_select(0, rows.to(flat.device)), self._counts))
+
+    def _pooled(self, of_prompts: Sequence[Tensor]) -> Tensor:
+        """Return states [..., position, d_model] of each prompt as [prompt, ..., d_model]."""
+        assert self._pooling is not None
+        return torch.stack([self._pooling(states) for states in of_prompts])
 
     def values(self) -> Values:
         """Return the read's values.
@@ -69,7 +87,11 @@ class Slot:
         kept = [states for states in self._kept if states is not None]
         if len(kept) < len(self._kept):
             raise DataError(f"the forward pass did not reach all layers of {self._spec}")
-        joined = torch.stack([states.to(kept[0].device) for states in kept], dim=1)
+        layers = [states.to(kept[0].device) for states in kept]
+        if self._pooling is not None and not self._is_pooled:
+            joined = self._pooled(torch.split(torch.stack(layers), self._counts, dim=1))
+        else:
+            joined = torch.stack(layers, dim=1)
         states = _finished(joined, self._spec)  # [prompt or position, layer, d_model]
         if self._spec.is_pooled:
             return states

@@ -32,20 +32,21 @@ class Pooling:
         self._chunk = torch.empty(0)
 
     def __call__(self, states: Tensor) -> Tensor:
-        """Return states [position, d_model] normalised and pooled to [d_model], float32."""
+        """Return states [..., position, d_model] normalised and pooled: [..., d_model], float32."""
         if self._spec.pool == "mean" and self._spec.normalise == "rms":
             return self._mean_direction(states)
         states = normalised(states.float(), self._spec)
-        return states.mean(0) if self._spec.pool == "mean" else states.amax(0)
+        return states.mean(-2) if self._spec.pool == "mean" else states.amax(-2)
 
     def _mean_direction(self, states: Tensor) -> Tensor:
         """Return the mean of states over their root mean square."""
-        if states.device.type != "cpu" or states.numel() <= NUMBERS_AT_ONCE:
-            return _sum_of_directions(states.float()).div_(len(states))
-        found = torch.zeros(states.shape[1])
-        for part in torch.split(states, max(1, NUMBERS_A_CHUNK // states.shape[1])):
+        num_positions, d_model = states.shape[-2:]
+        if states.device.type != "cpu" or states.numel() <= NUMBERS_AT_ONCE or states.ndim > 2:
+            return _sum_of_directions(states.float()).div_(num_positions)
+        found = torch.zeros(d_model)
+        for part in torch.split(states, max(1, NUMBERS_A_CHUNK // d_model)):
             found += _sum_of_directions(self._float(part))
-        return found.div_(len(states))
+        return found.div_(num_positions)
 
     def _float(self, part: Tensor) -> Tensor:
         """Return states as float32, in memory that is used again for the next ones."""
@@ -57,7 +58,8 @@ class Pooling:
 
 
 def _sum_of_directions(states: Tensor) -> Tensor:
-    """Return the sum [d_model] of float32 states over their root mean square."""
+    """Return the sum [..., d_model] of float32 states over their root mean square."""
     squares = torch.linalg.vector_norm(states, dim=-1).square_().div_(states.shape[-1])
-    found: Tensor = squares.add_(RMS_EPSILON).rsqrt_() @ states
+    scales = squares.add_(RMS_EPSILON).rsqrt_()
+    found: Tensor = (scales.unsqueeze(-2) @ states).squeeze(-2)
     return found
