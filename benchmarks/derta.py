@@ -1,6 +1,6 @@
 """DeRTa against plain safety fine-tuning, at the same prompts, refusals and steps.
 
-DEMUR_DATA=FOLDER python -m benchmarks.derta --model PATH [--detector pretrained] [--share 1]
+DEMUR_DATA=FOLDER python -m benchmarks.derta --model PATH [--share 1]
     [--replies 1] [--steps 80] [--ablations] [--json]
 
 After the question and 8, 16 or 32 tokens of a harmful reply, how often does the model stop? How
@@ -25,6 +25,7 @@ from benchmarks.arms import Arms, held_out_cases, tell
 from benchmarks.derta_late import stopped, word_log_probs
 from benchmarks.derta_report import report
 from benchmarks.derta_rows import Begun, attacks, to_measure, to_train
+from benchmarks.gate import gate_of
 from benchmarks.machine import describe_machine
 from demur.core.examples import Example
 from demur.core.readings import Array
@@ -238,7 +239,7 @@ def main() -> None:
     """Measure, write the results, and print them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True)
-    parser.add_argument("--detector", default="pretrained")
+    parser.add_argument("--detector", help="the gate; default: packaged, or fitted for the model")
     parser.add_argument("--share", type=float, default=1.0, help="of rows, for a trial")
     parser.add_argument("--replies", type=float, default=1.0, help="share of prompts answered")
     parser.add_argument("--steps", type=int, default=80, help="of each training")
@@ -248,7 +249,7 @@ def main() -> None:
     options = parser.parse_args()
     results = {"machine": describe_machine(), "max_tokens": MAX_TOKENS} | measure(
         options.model,
-        options.detector,
+        gate_of(options.model, options.detector),
         share=options.share,
         replies=options.replies,
         steps=options.steps,

@@ -47,6 +47,18 @@ def gate_rows(data: DemurData) -> Selection:
     return Selection("gate", parts["train"], parts["val"], benign)
 
 
+def gate_of(model: str, named: str | None = None) -> str:
+    """Return the detector that stands before responders: the named one, packaged, or fitted here.
+
+    Args:
+        model: The embedded one, a folder, a file, or a name.
+        named: As `--detector` takes it.
+    """
+    if named is not None:
+        return named
+    return "pretrained" if model == "embedded" else str(fitted_gate(model))
+
+
 def fitted_gate(model: str) -> Path:
     """Return the folder of a model's gate; it is fitted if it is not there.
 

@@ -21,6 +21,7 @@ from benchmarks import derta
 from benchmarks.arms import Arms, held_out_cases, tell
 from benchmarks.derta_late import BEGINS_WITHIN, NEXT, PHRASE, complied, refused, text_of
 from benchmarks.derta_rows import to_train
+from benchmarks.gate import gate_of
 from benchmarks.late_switch_report import report
 from benchmarks.machine import describe_machine
 from demur.core.interventions import CacheUse, MidReply, UseAdapter
@@ -231,7 +232,7 @@ def main() -> None:
     """Measure, write the results, and print them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True)
-    parser.add_argument("--detector", default="pretrained")
+    parser.add_argument("--detector", help="the gate; default: packaged, or fitted for the model")
     parser.add_argument("--share", type=float, default=1.0, help="of rows, for a trial")
     parser.add_argument("--most", type=int, default=60, help="prompts of a role")
     parser.add_argument("--steps", type=int, default=80, help="of each training")
@@ -240,7 +241,7 @@ def main() -> None:
     options = parser.parse_args()
     results = {"machine": describe_machine()} | measure(
         options.model,
-        options.detector,
+        gate_of(options.model, options.detector),
         share=options.share,
         steps=options.steps,
         most=options.most,

@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.arms import Arms, held_out_cases, tell
-from benchmarks.responders import RESULTS, gate_of, parser_of, responder_lines
+from benchmarks.gate import gate_of
+from benchmarks.responders import RESULTS, parser_of, responder_lines
 from demur.core import by_name
 from demur.core.errors import DataError
 from demur.core.readings import Array
@@ -137,7 +138,7 @@ def main() -> None:
     arms = Arms(
         options.model,
         held_out_cases(DemurData(), share=options.share),
-        options.detector or gate_of(options.model),
+        gate_of(options.model, options.detector),
         options.max_tokens,
     )
     name = arms.engine.model_id.name

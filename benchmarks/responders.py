@@ -15,7 +15,7 @@ from pathlib import Path
 
 import demur
 from benchmarks.arms import held_out_cases, tell
-from benchmarks.gate import fitted_gate
+from benchmarks.gate import gate_of
 from demur.core.examples import Example
 from demur.core.folders import MANIFEST
 from demur.core.registry import load
@@ -50,11 +50,6 @@ def responder_lines(model: str, *, name: str) -> list[str]:
     """Return the responders that are compared; what has to be trained is."""
     trained = [f"{method}:{artifact(method, model, name=name)}" for method in TRAINED]
     return [*UNTRAINED, *trained]
-
-
-def gate_of(model: str) -> str:
-    """Return the gate of a model: packaged, or fitted."""
-    return "pretrained" if model == "embedded" else str(fitted_gate(model))
 
 
 def parser_of(description: str | None) -> argparse.ArgumentParser:
@@ -93,7 +88,7 @@ def main() -> None:
     options = parser.parse_args()
     started = time.perf_counter()
     cases = held_out_cases(DemurData(), share=options.share)
-    gate = options.detector or gate_of(options.model)
+    gate = gate_of(options.model, options.detector)
     engine = TransformersEngine.load(options.model, max_batch=ROOM)
     name = engine.model_id.name
     lines = options.responders or responder_lines(options.model, name=name)

@@ -1,6 +1,6 @@
 """Safety layers on a model that refuses: does leaving them alone keep refusals through fine-tuning?
 
-    DEMUR_DATA=FOLDER python -m benchmarks.safety_layers --model MODEL [--detector pretrained]
+    DEMUR_DATA=FOLDER python -m benchmarks.safety_layers --model MODEL
         [--share 1.5] [--steps 80] [--json]
 
 First, where the model tells unsafe from ordinary prompts, and which blocks make it refuse (the
@@ -22,6 +22,7 @@ import numpy as np
 
 from benchmarks.adapters import trained_folder, training_metrics
 from benchmarks.arms import Arms, held_out_cases, tell
+from benchmarks.gate import gate_of
 from benchmarks.machine import describe_machine
 from benchmarks.safety_layers_report import compared, report
 from benchmarks.safety_layers_rows import task_prompts, task_rows
@@ -187,14 +188,17 @@ def main() -> None:
     """Measure, write the results, and print them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True)
-    parser.add_argument("--detector", default="pretrained")
+    parser.add_argument("--detector", help="the gate; default: packaged, or fitted for the model")
     parser.add_argument("--share", type=float, default=1.5, help="of the prompts; 1.5 for 225 each")
     parser.add_argument("--steps", type=int, default=80, help="of plain fine-tuning")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--json", action="store_true", help="print JSON instead of the report")
     options = parser.parse_args()
     results = {"machine": describe_machine(), "max_tokens": MAX_TOKENS} | measure(
-        options.model, options.detector, share=options.share, steps=options.steps
+        options.model,
+        gate_of(options.model, options.detector),
+        share=options.share,
+        steps=options.steps,
     )
     text = report(results)
     content = json.dumps(results, indent=2) + "\n"

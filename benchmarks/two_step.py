@@ -24,7 +24,7 @@ from typing import Any
 
 from benchmarks.adapters import trained_folder, training_metrics
 from benchmarks.arms import Arms, tell
-from benchmarks.gate import fitted_gate
+from benchmarks.gate import gate_of
 from benchmarks.machine import describe_machine
 from benchmarks.two_step_claims import BASE, judged, rows_of
 from benchmarks.two_step_cost import cost_of, timings_of
@@ -41,8 +41,6 @@ from demur.workflows.fit import describe_set
 RESULTS = Path(__file__).parent / "results"
 METHODS = ("sft", "dpo", "derta")
 STYLES: tuple[Style, ...] = ("plain", "wrapped")
-GATE = "gate"
-"""As `--detector`: what `benchmarks.gate` fits."""
 MAX_REPLY_TOKENS = 96
 """Of a reply that is learnt."""
 
@@ -53,8 +51,8 @@ class Plan:
 
     model: str = "embedded"
     """As `--model` takes it."""
-    detector: str = "pretrained"
-    """A folder, a packaged one, or `gate`."""
+    detector: str | None = None
+    """A folder, or a packaged one; None: see `benchmarks.gate.gate_of`."""
     share: float = 1.0
     """Of the prompts and questions, over 0."""
     methods: Sequence[str] = METHODS
@@ -94,7 +92,7 @@ def measure(plan: Plan) -> dict[str, Any]:
     started = time.perf_counter()
     data = DemurData()
     adapters, trained_on = trained(plan, data)
-    detector = str(fitted_gate(plan.model)) if plan.detector == GATE else plan.detector
+    detector = gate_of(plan.model, plan.detector)
     cells = cells_of(data, share=plan.share)
     arms = Arms(
         plan.model, cells.cases, detector=detector, max_tokens=plan.max_tokens, dtype=plan.dtype
@@ -162,7 +160,7 @@ def main() -> None:
     """Measure, write the results, and print them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="embedded")
-    parser.add_argument("--detector", default="pretrained", help="a folder, a name, or gate")
+    parser.add_argument("--detector", help="the gate; default: packaged, or fitted for the model")
     parser.add_argument("--share", type=float, default=1.0, help="of prompts, for a trial")
     parser.add_argument("--methods", default=",".join(METHODS), help="trainers, with commas")
     parser.add_argument("--trained-on", default=",".join(STYLES), help="plain, wrapped or both")
