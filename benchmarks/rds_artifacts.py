@@ -22,6 +22,7 @@ from demur.workflows.train import train
 METHOD = "candidate_reranking"
 PAPER, DEEPER = "the paper's", "16 components, three quarters up"
 ALONE = "the score alone"
+PAPER_ALONE = f"{PAPER}, {ALONE}"
 CONTROLS = ("random", "flipped")
 """Arms that no ordinary prompt is answered under."""
 NUM_RANDOM = 4
@@ -50,7 +51,7 @@ class Artifacts:
 
     def weighted(self, weight: float, folder: Path | None = None, *, fields: str = "") -> str:
         """Return a responder's line in which a token's log-probability counts."""
-        return self.line(folder, fields=(f",lm_weight={weight:g}" if weight else "") + fields)
+        return self.line(folder, fields=f",lm_weight={weight:g}{fields}")
 
     def arms(self, weight: float) -> dict[str, list[str]]:
         """Return the responders' lines by arm; several take the prompts in turns.
@@ -63,8 +64,8 @@ class Artifacts:
             "rds, draft": [self.weighted(weight, fields=",uses_draft=true")],
             "random": [self.weighted(weight, folder) for folder in self.random],
             "flipped": [self.weighted(weight, self.flipped)],
-            **({ALONE: [self.line()]} if weight else {}),
-            **({} if self.paper is None else {f"{PAPER}, {ALONE}": [self.line(self.paper)]}),
+            **({ALONE: [self.weighted(0)]} if weight else {}),
+            **({} if self.paper is None else {PAPER_ALONE: [self.weighted(0, self.paper)]}),
         }
 
 

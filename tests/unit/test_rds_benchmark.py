@@ -148,5 +148,8 @@ def test_all_arms_but_the_score_alone_weigh_the_probability() -> None:
     assert len(arms["random"]) == 2
     assert all("lm_weight=0.5" in line for name in CONTROLS for line in arms[name])
     alone = {name: lines for name, lines in arms.items() if "the score alone" in name}
-    assert list(alone.values()) == [["candidate_reranking:deep"], ["candidate_reranking:flat"]]
+    assert list(alone.values()) == [
+        ["candidate_reranking:deep,lm_weight=0"],
+        ["candidate_reranking:flat,lm_weight=0"],
+    ]
     assert "the score alone" not in made.arms(0.0)

@@ -10,7 +10,9 @@ Paper: Zeng et al., Root Defence Strategies: Ensuring Safety of LLM at the Decod
 
 Differs: only flagged prompts are answered so. A draft head guesses states, but no tokens: the model
 reads each token that is taken, so that a reply is as fast as a greedy one at best. The token's
-log-probability may count, too. An end token is a candidate like any other.
+log-probability counts, too, unless lm_weight is 0: in the middle of a reply the words of a harmful
+answer score high as well, and an aligned model of 0.5B refused less by the score alone
+(`benchmarks/results/rds.md`). An end token is a candidate like any other.
 """
 
 from collections.abc import Sequence
@@ -36,7 +38,7 @@ class CandidateReranking:
     any."""
     top_k: int = 10
     """How many tokens are tried in each step, 1 or more; the paper's code takes about 10."""
-    lm_weight: float = 0.0
+    lm_weight: float = 1.0
     """Of a token's log-probability in nats, beside the classifier's logit; 0 is the paper's."""
     uses_draft: bool = False
     """Let the draft guess the states: nearly as fast as greedy decoding, and less exact."""
