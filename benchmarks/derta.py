@@ -10,7 +10,6 @@ is kept in the user's cache, so that a run which was stopped goes on.
 """
 
 import argparse
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -27,6 +26,7 @@ from benchmarks.derta_report import report
 from benchmarks.derta_rows import Begun, attacks, to_measure, to_train
 from benchmarks.gate import gate_of
 from benchmarks.machine import describe_machine
+from benchmarks.results_files import RESULTS, keep
 from demur.core.examples import Example
 from demur.core.readings import Array
 from demur.core.training import Trainer
@@ -42,7 +42,6 @@ from demur.trainers.derta import DertaTrainer
 from demur.trainers.sft import SftTrainer
 from demur.workflows.fit import describe_set
 
-RESULTS = Path(__file__).parent / "results"
 GIVEN = (8, 16, 32)
 MAX_TOKENS = 64
 NUM_ATTACKS = 70
@@ -255,10 +254,7 @@ def main() -> None:
         steps=options.steps,
         ablations=options.ablations,
     )
-    text = report(results)
-    (options.out / "derta.json").write_text(json.dumps(results, indent=2), encoding="utf-8")
-    (options.out / "derta.md").write_text(text, encoding="utf-8")
-    print(json.dumps(results, indent=2) if options.json else text)
+    keep("derta", results, report(results), folder=options.out, prints_json=options.json)
 
 
 if __name__ == "__main__":

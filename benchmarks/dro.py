@@ -9,7 +9,6 @@ a safety prompt, under the text that training starts from, and under the soft pr
 
 import argparse
 import hashlib
-import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from torch import Tensor
 from benchmarks.arms import Arms, held_out_cases, tell
 from benchmarks.dro_report import report
 from benchmarks.machine import describe_machine
+from benchmarks.results_files import keep
 from demur.core.examples import Example
 from demur.core.readings import Array
 from demur.core.training import Outcome, Progress, Run
@@ -37,7 +37,6 @@ from demur.trainers._measuring import harmless_of
 from demur.trainers.soft_prompt import Prepared, SoftPromptTrainer
 from demur.workflows.train import train
 
-RESULTS = Path(__file__).parent / "results"
 WORDS = ("complied", "refused")
 BASE, TEXT, SOFT = "no safety prompt", "the text", "the soft prompt"
 REPORTED_EVERY = 20
@@ -174,9 +173,7 @@ def main() -> None:
     arms = Arms(options.model, cases, options.detector)
     results["replies"] = replies(arms, trained.text, options.out)
     results["total_s"] = time.perf_counter() - started
-    (RESULTS / "dro.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    (RESULTS / "dro.md").write_text(report(results), encoding="utf-8")
-    print(json.dumps(results) if options.json else report(results))
+    keep("dro", results, report(results), prints_json=options.json)
 
 
 if __name__ == "__main__":

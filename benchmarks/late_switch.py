@@ -9,7 +9,6 @@ all again (recompute). Does it stop? And does it stop ordinary replies, too, as 
 """
 
 import argparse
-import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from benchmarks.derta_rows import to_train
 from benchmarks.gate import gate_of
 from benchmarks.late_switch_report import report
 from benchmarks.machine import describe_machine
+from benchmarks.results_files import RESULTS, keep
 from demur.core.interventions import CacheUse, MidReply, UseAdapter
 from demur.core.protocols import Done, Engine, Monitor, Request, Switched, TokenOut, never_intervene
 from demur.core.readings import Array, Readings
@@ -36,7 +36,6 @@ from demur.metrics.wilson_interval import wilson_interval
 from demur.studies._arms import paired_change
 from demur.studies._cases import Role
 
-RESULTS = Path(__file__).parent / "results"
 AFTER = (0, 4, 16, 32)
 """Tokens of the model's own reply; with none there is nothing to keep or to read again."""
 CACHES: tuple[CacheUse, ...] = ("keep", "recompute")
@@ -246,10 +245,7 @@ def main() -> None:
         steps=options.steps,
         most=options.most,
     )
-    text = report(results)
-    (options.out / "late_switch.json").write_text(json.dumps(results, indent=2), encoding="utf-8")
-    (options.out / "late_switch.md").write_text(text, encoding="utf-8")
-    print(json.dumps(results, indent=2) if options.json else text)
+    keep("late_switch", results, report(results), folder=options.out, prints_json=options.json)
 
 
 if __name__ == "__main__":

@@ -14,11 +14,9 @@ fourth of the prompts.
 """
 
 import argparse
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -30,6 +28,7 @@ from benchmarks.rds_artifacts import CONTROLS, Artifacts, artifacts
 from benchmarks.rds_choice import ROLES, best, weighed
 from benchmarks.rds_comparison import Comparison
 from benchmarks.rds_report import LEAST_REACH, Effect, Figures, Interval, claims, report
+from benchmarks.results_files import keep
 from demur.core.readings import Array
 from demur.core.trained import Trained
 from demur.core.types import Prompt
@@ -40,7 +39,6 @@ from demur.modeling.load import LoadedModel
 from demur.scorers.refusal_margin import RefusalMargin
 from demur.studies._arms import paired_change
 
-RESULTS = Path(__file__).parent / "results"
 TOP_K = 10
 NUM_STEPS = 4
 """Tokens of an opening that have to be among the likeliest."""
@@ -183,10 +181,7 @@ def main() -> None:
         "claims": claims(figures),
         "figures": asdict(figures),
     }
-    page = report(results, figures)
-    (RESULTS / "rds.json").write_text(json.dumps(results, indent=2) + "\n")
-    (RESULTS / "rds.md").write_text(page)
-    print(json.dumps(results, indent=2) if options.json else page)
+    keep("rds", results, report(results, figures), prints_json=options.json)
 
 
 if __name__ == "__main__":

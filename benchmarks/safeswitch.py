@@ -21,6 +21,7 @@ import numpy as np
 
 from benchmarks.arms import Arms, held_out_cases, tell
 from benchmarks.machine import describe_machine
+from benchmarks.results_files import RESULTS, keep
 from benchmarks.safeswitch_report import report
 from benchmarks.safeswitch_stages import (
     FPR,
@@ -55,7 +56,6 @@ from demur.studies._outcomes import Outcomes
 from demur.trainers.refusal_head import RefusalHeadTrainer
 from demur.workflows.train import train
 
-RESULTS = Path(__file__).parent / "results"
 MAX_TOKENS = 48
 NUM_TIMED = 20
 
@@ -251,10 +251,7 @@ def main() -> None:
         for model, detector in zip(models, detectors, strict=True)
     ]
     results["models"] = _beside(options.out / "safeswitch.json", found)
-    text = report(results)
-    (options.out / "safeswitch.json").write_text(json.dumps(results, indent=2), encoding="utf-8")
-    (options.out / "safeswitch.md").write_text(text, encoding="utf-8")
-    print(json.dumps(results, indent=2) if options.json else text)
+    keep("safeswitch", results, report(results), folder=options.out, prints_json=options.json)
 
 
 if __name__ == "__main__":

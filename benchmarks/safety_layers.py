@@ -24,10 +24,10 @@ from benchmarks.adapters import trained_folder, training_metrics
 from benchmarks.arms import Arms, held_out_cases, tell
 from benchmarks.gate import gate_of
 from benchmarks.machine import describe_machine
+from benchmarks.results_files import RESULTS, keep
 from benchmarks.safety_layers_report import compared, report
 from benchmarks.safety_layers_rows import task_prompts, task_rows
 from demur.core.examples import Example
-from demur.core.folders import write_synced
 from demur.datasets import written
 from demur.datasets.demur_data import DemurData
 from demur.modeling.gguf import cache_folder
@@ -41,7 +41,6 @@ from demur.workflows.capture import Capturer
 from demur.workflows.fit import describe_set
 from demur.workflows.study_reader import StudyReader
 
-RESULTS = Path(__file__).parent / "results"
 MAX_TOKENS = 48
 STEPS_A_CHECK = 4
 MOST_STEPS = 4
@@ -200,11 +199,7 @@ def main() -> None:
         share=options.share,
         steps=options.steps,
     )
-    text = report(results)
-    content = json.dumps(results, indent=2) + "\n"
-    write_synced(options.out / "safety_layers.json", content.encode())
-    write_synced(options.out / "safety_layers.md", text.encode())
-    print(content if options.json else text)
+    keep("safety_layers", results, report(results), folder=options.out, prints_json=options.json)
 
 
 if __name__ == "__main__":

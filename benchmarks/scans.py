@@ -9,8 +9,6 @@ prompt, and random vectors of the same lengths under the same score.
 """
 
 import argparse
-import json
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -21,6 +19,7 @@ from safetensors.numpy import load_file
 
 from benchmarks.arms import Arms, held_out_cases, tell
 from benchmarks.machine import describe_machine
+from benchmarks.results_files import keep
 from benchmarks.scans_choice import LABELLING, Chooser, Steered, Surprise, chosen
 from benchmarks.scans_report import report
 from demur.core.readings import Array
@@ -44,7 +43,6 @@ from demur.workflows.fit import Fitted, fit, write_artifact
 from demur.workflows.study_sets import limited
 from demur.workflows.train import train
 
-RESULTS = Path(__file__).parent / "results"
 SEGMENTS = ("former", "middle", "latter")
 RATES = (0.05, 0.1, 0.2, 0.3)
 """False-positive rates on benign validation prompts. The threshold has the one that sets both
@@ -251,10 +249,7 @@ def main() -> None:
         "num_compared": NUM_UNCHANGED,
         "rows": rows,
     }
-    (RESULTS / "scans.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    text = report(result)
-    (RESULTS / "scans.md").write_text(text, encoding="utf-8")
-    sys.stdout.write(json.dumps(result) + "\n" if options.json else text)
+    keep("scans", result, report(result), prints_json=options.json)
 
 
 if __name__ == "__main__":

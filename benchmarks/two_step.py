@@ -15,7 +15,6 @@ Paper: Maybe I Should Not Answer That, but... (2025), arXiv 2502.16174v1.
 """
 
 import argparse
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,19 +25,18 @@ from benchmarks.adapters import trained_folder, training_metrics
 from benchmarks.arms import Arms, tell
 from benchmarks.gate import gate_of
 from benchmarks.machine import describe_machine
+from benchmarks.results_files import RESULTS, keep
 from benchmarks.two_step_claims import BASE, judged, rows_of
 from benchmarks.two_step_cost import cost_of, timings_of
 from benchmarks.two_step_report import report
 from benchmarks.two_step_rows import Style, cells_of, to_train
 from benchmarks.two_step_utility import UtilitySets, compared, margins_of
 from demur.core import registry
-from demur.core.folders import write_synced
 from demur.core.types import Dtype
 from demur.datasets.demur_data import DemurData
 from demur.modeling.gguf import cache_folder
 from demur.workflows.fit import describe_set
 
-RESULTS = Path(__file__).parent / "results"
 METHODS = ("sft", "dpo", "derta")
 STYLES: tuple[Style, ...] = ("plain", "wrapped")
 MAX_REPLY_TOKENS = 96
@@ -186,10 +184,7 @@ def main() -> None:
     if len(plan.styles) < len(styles):
         parser.error(f"--trained-on is {options.trained_on!r}: expected some of {STYLES}")
     results = {"machine": describe_machine(), **measure(plan)}
-    text, content = report(results), json.dumps(results, indent=2) + "\n"
-    write_synced(options.out / "two_step.json", content.encode())
-    write_synced(options.out / "two_step.md", text.encode())
-    print(content if options.json else text)
+    keep("two_step", results, report(results), folder=options.out, prints_json=options.json)
 
 
 if __name__ == "__main__":

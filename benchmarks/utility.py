@@ -15,19 +15,17 @@ time on the questions that it flags.
 """
 
 import argparse
-import json
 import re
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.arms import tell
 from benchmarks.machine import describe_machine
+from benchmarks.results_files import keep
 from benchmarks.utility_report import report
 from demur.core.errors import DataError
 from demur.core.protocols import Responder
@@ -44,7 +42,6 @@ from demur.studies._answers import Answers
 from demur.studies._arms import paired_change
 from demur.studies._study import Cell, Row
 
-RESULTS = Path(__file__).parent / "results"
 NUM_OTHERS = 3
 """Wrong numbers beside the right one."""
 BASE = "base"
@@ -271,10 +268,7 @@ def main() -> None:
         "detector": options.detector,
         "rows": rows,
     }
-    (RESULTS / "utility.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    text = report(result)
-    (RESULTS / "utility.md").write_text(text, encoding="utf-8")
-    sys.stdout.write(json.dumps(result) + "\n" if options.json else text)
+    keep("utility", result, report(result), prints_json=options.json)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ and what goes into them by tokens. The adapter is the packaged one, merged into 
 
 import argparse
 import copy
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 
 from benchmarks.arms import drawn, short_prompts, tell
 from benchmarks.machine import describe_machine
+from benchmarks.results_files import RESULTS, keep
 from benchmarks.variants_report import report
 from demur.core.examples import Example
 from demur.core.readings import Array
@@ -42,7 +42,6 @@ from demur.modeling.load import LoadedModel, load
 from demur.modeling.quiet import quiet
 from demur.responders.fixed_reply import FixedReply
 
-RESULTS = Path(__file__).parent / "results"
 SETS: dict[str, dict[str, str]] = {
     "ordinary": {
         "alpaca_eval": "utility",
@@ -226,10 +225,7 @@ def main() -> None:
         "variants": found,
         "seconds": time.perf_counter() - started,
     }
-    text = report(results)
-    (options.out / "variants.json").write_text(json.dumps(results, indent=2), encoding="utf-8")
-    (options.out / "variants.md").write_text(text, encoding="utf-8")
-    print(json.dumps(results, indent=2) if options.json else text)
+    keep("variants", results, report(results), folder=options.out, prints_json=options.json)
 
 
 if __name__ == "__main__":
