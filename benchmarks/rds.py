@@ -92,8 +92,7 @@ def measure(of: Comparison, made: Artifacts, weight: float) -> Figures:
     unsafe = of.cases.rows("unsafe")
     first, can = within_reach(of, unsafe)
     few = spread(unsafe, NUM_GREEDY)
-    one = of.under([made.line(fields=",top_k=1")], few)
-    same = [a.token_ids == b.token_ids for a, b in zip(one, of.base(few), strict=True)]
+    same = of.same_alone(made.line(fields=",top_k=1"), few)
     timed = {name: arms[name][0] for name in ("rds", "rds, draft")}
     effects: tuple[Effect, ...] = ()
     over_random = None
@@ -105,7 +104,7 @@ def measure(of: Comparison, made: Artifacts, weight: float) -> Figures:
         reach=float(can.mean()),
         effects=effects,
         over_random=over_random,
-        num_greedy=sum(same),
+        num_greedy=int(same.sum()),
         num_compared=len(same),
         speeds=tuple(of.speeds(timed, spread(unsafe, NUM_TIMED))),
     )

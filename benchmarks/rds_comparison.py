@@ -98,6 +98,18 @@ class Comparison:
             perplexity=float(np.median(known)) if len(known) else None,
         )
 
+    def same_alone(self, line: str, rows: Array) -> Array:
+        """Return where a responder gives the greedy reply, token for token, [row].
+
+        Each prompt is answered alone: in a batch bfloat16 may round to another token.
+        """
+        guard = self._guard(line)
+        found = []
+        for chat in self.chats(rows):
+            (plain,) = plain_replies(self.engine, [chat], self.answers.sampling)
+            found.append(guard.reply(chat, self.answers.sampling).token_ids == plain.token_ids)
+        return np.array(found)
+
     def speeds(self, lines: dict[str, str], rows: Array) -> list[Speed]:
         """Return tokens a second by arm, and as a ratio to greedy decoding; prompts alternate."""
         guards = {name: self._guard(line) for name, line in lines.items()}
