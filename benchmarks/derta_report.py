@@ -25,8 +25,9 @@ def report(results: Mapping[str, Any]) -> str:
         "adapters are always on, and replies greedy. Intervals are at 95%.",
         "",
         "Trained on questions of gptfuzz_responses (MIT) with replies that people labelled "
-        "harmful, refusals that ship, and safe prompts with the model's own replies; the adapters "
-        "are not shipped. No question that is measured was trained on.",
+        "harmful, on others with replies of the model's own that comply, on refusals that ship, "
+        "and on safe prompts with the model's own replies; the adapters are not shipped. No "
+        "question that is measured was trained on.",
         "",
         "## After a harmful reply has begun",
         "",

@@ -1,19 +1,20 @@
 """What the DeRTa benchmark trains on and measures with; harmful replies are for measuring only.
 
-Trained on: questions of gptfuzz_responses (MIT) with replies that people labelled harmful, refusals
-that ship with demur, and safe prompts written for demur with the model's own greedy replies.
+Trained on: questions of gptfuzz_responses (MIT) with replies that people labelled harmful; others,
+of sets kept for training (MIT, Apache-2.0), with the model's own greedy replies that both labellers
+say comply; refusals that ship with demur; and safe prompts with the model's own replies.
 Measured with: harmful replies of xstest_completions (CC-BY-4.0) and jbb_artifacts (MIT). No
 question is in both. The adapters stay in the user's cache and are never shipped.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from benchmarks.arms import MAX_CHARACTERS, Arms
+from benchmarks.arms import MAX_CHARACTERS, Arms, drawn, short_prompts
 from demur.core.examples import Example
 from demur.core.types import Chat
 from demur.datasets import written
@@ -23,7 +24,16 @@ from demur.modeling.load import LoadedModel
 from demur.trainers._refusals import ShippedRefusals
 
 REPLIES_A_QUESTION = 3
+OWN: Mapping[str, int] = {"advbench": 150, "derta_malicious": 100, "harmfulqa": 150}
+"""Unsafe prompts that the model answers itself, by set."""
 NUM_SAFE = 200
+SAFE: Mapping[str, int] = {
+    "coconot_pref": 150,
+    "certified_safe": 80,
+    "gpteacher_code": 60,
+    "gsm8k_train": 40,
+}
+"""Safe prompts beside those written for demur, by set."""
 LEAST_TOKENS = 40
 """Of a harmful reply that is measured with: 32 are read, and some are left to go on with."""
 MEASURED = {"xstest_completions": ("responses_test", 110), "jbb_artifacts": ("test_ood", 110)}
@@ -35,7 +45,7 @@ def to_train(data: DemurData, arms: Arms, *, share: float) -> list[Example]:
 
     Args:
         data: The collection.
-        arms: Of the model, which answers the safe prompts.
+        arms: Of the model, which answers prompts.
         share: Of them, over 0 to 1.
     """
     unsafe = with_both_replies(data)
@@ -44,13 +54,36 @@ def to_train(data: DemurData, arms: Arms, *, share: float) -> list[Example]:
         NUM_SAFE,
         share,
     )
+    for name, number in SAFE.items():
+        safe += drawn(short_prompts(data, name, "train", "safe"), number, share=share)
     replies = arms.answers.base([example.chat for example in safe])
     answered = [
         replace(example, safe_response=reply.text)
         for example, reply in zip(safe, replies, strict=True)
         if reply.text.strip()
     ]
-    return [*_some(unsafe, len(unsafe), share), *answered]
+    own = with_own_replies(data, arms, share=share)
+    return [*_some(unsafe, len(unsafe), share), *own, *answered]
+
+
+def with_own_replies(data: DemurData, arms: Arms, *, share: float) -> list[Example]:
+    """Return unsafe questions that the model complies with, each with its reply and a refusal."""
+    asked = [
+        example
+        for name, number in OWN.items()
+        for example in drawn(short_prompts(data, name, "train", "unsafe"), number, share=share)
+    ]
+    chats = [example.chat for example in asked]
+    replies = arms.answers.base(chats)
+    found = arms.labelling.label(chats, replies)
+    shipped = ShippedRefusals(seed=1)
+    return [
+        replace(example, safe_response=shipped.next(example), harmful_response=reply.text)
+        for example, reply, outcome, is_collapsed in zip(
+            asked, replies, found.outcome, found.collapsed, strict=True
+        )
+        if outcome == "complied" and not is_collapsed
+    ]
 
 
 def with_both_replies(data: DemurData) -> list[Example]:

@@ -123,6 +123,32 @@ def test_untrained_adapters_change_nothing(folder: Path) -> None:
     assert torch.equal(logits_of(loaded.model), before)
 
 
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3"])
+def test_in_bfloat16_gradients_are_float32_and_point_where_exact_ones_do(
+    architecture: str, tmp_path: Path
+) -> None:
+    folder, found = save_model(tmp_path / "model", architecture), {}
+    for dtype in ("bfloat16", "float32"):
+        loaded = load(folder, dtype=dtype)
+        adapted = Adapted(loaded, Lora(4, 8), seed=0)
+        with adapted.off():
+            before = logits_of(loaded.model)
+            with adapted.computing():
+                assert torch.equal(logits_of(loaded.model), before)
+        for name, weight in adapted.weights().items():
+            assert weight.dtype == torch.float32
+            if "lora_B" in name:
+                weight.data.normal_(0, 0.02, generator=torch.Generator().manual_seed(len(name)))
+        said = read_corpus(loaded, examples(), limits=Limits(64, 32), seed=0).said
+        with adapted.computing():
+            log_probs = label_log_probs(loaded, [of.reply() for of in said])
+        torch.cat(log_probs).mean().backward()  # type: ignore[no-untyped-call]
+        grads = [weight.grad for weight in adapted.weights().values()]
+        assert all(grad is not None and grad.dtype == torch.float32 for grad in grads)
+        found[dtype] = torch.cat([grad.flatten() for grad in grads if grad is not None])
+    assert torch.cosine_similarity(found["bfloat16"], found["float32"], dim=0) > 0.98
+
+
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "phi3", "gemma3", "mixtral"])
 def test_layers_are_adapted_by_their_number_whatever_they_are_called(
     architecture: str, tmp_path: Path

@@ -11,7 +11,7 @@ from benchmarks.vllm_steps import counting
 from demur.core.errors import CapabilityError
 from demur.core.interventions import Intervention, PrependText, ReplyWith
 from demur.core.protocols import Done, Engine, Request, Scored, TokenOut
-from demur.core.readings import Readings
+from demur.core.readings import Array, Readings
 from demur.core.reads import CaptureSpec
 from demur.core.types import Chat, Sampling
 from demur.engines.transformers import TransformersEngine
@@ -204,21 +204,30 @@ def test_flagged_and_passed_requests_do_not_mix() -> None:
     assert [tokens["0"], tokens["3"]] == [passed[0], passed[3]]
 
 
-def test_steps_that_read_no_prompt_compute_no_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_taps_compute_what_is_asked_for_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     engine: Any = shared(1)
     taps = engine.reader._taps
-    begin, steps = taps.begin, []
+    begin, choose, steps = taps.begin, taps.choose, []
 
-    def noted(*, is_read: bool) -> None:
+    def begun(*, is_read: bool) -> None:
         begin(is_read=is_read)
-        steps.append(is_read)
-        if not is_read:
-            taps._scores.fill_(7.0)
+        taps._norms.fill_(7.0)
+        steps.append(0)
 
-    monkeypatch.setattr(taps, "begin", noted)
+    def chosen(tokens: Array) -> None:
+        choose(tokens)
+        steps[-1] = len(tokens)
+
+    monkeypatch.setattr(taps, "begin", begun)
+    monkeypatch.setattr(taps, "choose", chosen)
+    prompt = engine.render(Chat.from_text(TEXTS[0]))
+    wanted = {len(prompt) - 1}
+    for turn in prompt.spans_of("user"):
+        wanted.update(range(turn.start, turn.stop))
     read(engine, TEXTS[:1], 4)
-    assert steps == [True, False, False, False]
-    assert (taps._scores == 7.0).all()
+    assert steps == [len(wanted), 0, 0, 0]
+    assert 1 < len(wanted) < len(prompt)
+    assert (taps._norms == 7.0).all()
 
 
 def test_a_tap_that_does_not_run_makes_an_error_of_the_request(
@@ -226,7 +235,7 @@ def test_a_tap_that_does_not_run_makes_an_error_of_the_request(
 ) -> None:
     engine: Any = shared(1)
     block = next(
-        m for m in engine.reader._runner.get_model().modules() if hasattr(m, "demur_scores")
+        m for m in engine.reader._runner.get_model().modules() if hasattr(m, "demur_products")
     )
     plain: Any = type(block).__mro__[1]
     monkeypatch.setattr(type(block), "forward", plain.forward)

@@ -198,6 +198,18 @@ class PrefillScores:
         self._start = self._next = 0
         self._totals = np.zeros(len(spans))
 
+    def wanted(self, start: int, count: int) -> Array:
+        """Return which tokens of a chunk a column needs, counted from its first, ascending.
+
+        Args:
+            start: The position of the chunk's first token.
+            count: Of its tokens; those of the reply may follow those of the prompt.
+        """
+        is_wanted = np.zeros(count, bool)
+        for first, end in (span for spans in self._spans for span in spans):
+            is_wanted[max(first - start, 0) : max(end - start, 0)] = True
+        return np.flatnonzero(is_wanted)
+
     def add(self, start: int, values: Array) -> bool:
         """Add the values of tokens, [token, column]; return true once the prompt was read whole.
 

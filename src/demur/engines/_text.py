@@ -6,6 +6,8 @@ from typing import Any
 from demur.core.protocols import Done, Event, TokenOut
 
 _INCOMPLETE = "\ufffd"
+_FEWEST, _MOST = 4, 16
+"""Settled tokens that are decoded along with those that are not."""
 
 
 class TextStream:
@@ -21,8 +23,9 @@ class TextStream:
         self._stop = tuple(stop)
         self._held_back = max((len(text) for text in self._stop), default=1) - 1
         self._ids: list[int] = []
-        self._settled = 0  # tokens whose text is final
         self._settled_text = ""
+        self._context = 0  # the first token that is decoded along
+        self._before = ""  # the text of the settled tokens from there on
         self._emitted = 0  # characters already handed out
         self.is_stopped = False
         """True once a stop text has appeared."""
@@ -58,14 +61,16 @@ class TextStream:
 
         A few tokens of context are decoded along, since some tokenizers drop a leading space.
         """
-        context = self._ids[max(0, self._settled - 4) : self._settled]
-        before = self._decode(context)
-        pending = self._decode(context + self._ids[self._settled :])[len(before) :]
-        if pending and not pending.endswith(_INCOMPLETE):
-            self._settled = len(self._ids)
-            self._settled_text += pending
-            return ""
-        return pending
+        whole = self._decode(self._ids[self._context :])
+        pending = whole[len(self._before) :]
+        if not pending or pending.endswith(_INCOMPLETE):
+            return pending
+        self._settled_text += pending
+        self._before = whole
+        if len(self._ids) - self._context > _MOST:
+            self._context = len(self._ids) - _FEWEST
+            self._before = self._decode(self._ids[self._context :])
+        return ""
 
     def _decode(self, ids: list[int]) -> str:
         return str(

@@ -10,12 +10,13 @@ W x + (alpha / rank) B A x, with A random and B zero at the start.
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from peft.helpers import disable_input_dtype_casting
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -94,6 +95,10 @@ class Adapted:
             torch.manual_seed(seed)
             self._model: Any = get_peft_model(loaded.model, self._config)
         self._model.eval()
+        self._is_mixed = loaded.model.dtype == torch.bfloat16
+        if loaded.device.type == "cpu" and self._is_mixed:
+            # The way back of the fused attention takes twice as long there.
+            loaded.model.set_attn_implementation("eager")
 
     def weights(self) -> dict[str, Tensor]:
         """Return the trained weights by name, float32; they are the ones that the model uses."""
@@ -105,6 +110,22 @@ class Adapted:
         """Return a context in which the model is as it was without adapters."""
         found: AbstractContextManager[None] = self._model.disable_adapter()
         return found
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Let a bfloat16 model compute what adapters add in bfloat16, for as long as it lasts.
+
+        The weights stay float32, and so do their gradients. PEFT by itself turns what an adapter is
+        given, and what it adds, into float32: on a CPU a third of a step's time.
+        """
+        if not self._is_mixed:
+            yield
+            return
+        with (
+            disable_input_dtype_casting(self._model),
+            torch.autocast(self.loaded.device.type, dtype=torch.bfloat16),
+        ):
+            yield
 
     def tensors(self) -> dict[str, Tensor]:
         """Return copies of the weights under the names that PEFT gives them in a file."""

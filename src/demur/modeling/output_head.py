@@ -24,9 +24,10 @@ def finished(raw: Tensor, config: Any) -> Tensor:
         raw: [..., vocabulary], float32.
         config: Of the model's decoder.
     """
-    raw = raw * (getattr(config, "logit_scale", None) or 1.0)  # Cohere
-    raw = raw * (getattr(config, "lm_head_multiplier", None) or 1.0)  # Falcon H1
-    raw = raw / (getattr(config, "logits_scaling", None) or 1.0)  # Granite
+    factor = getattr(config, "logit_scale", None) or 1.0  # Cohere
+    factor *= getattr(config, "lm_head_multiplier", None) or 1.0  # Falcon H1
+    factor /= getattr(config, "logits_scaling", None) or 1.0  # Granite
+    raw = raw if factor == 1.0 else raw * factor
     cap = getattr(config, "final_logit_softcapping", None)  # Gemma
     return raw if cap is None else cap * torch.tanh(raw / cap)
 

@@ -59,12 +59,14 @@ def try_tokens(
     slots = {read: Slot(at_last(read), rows) for read in reads}
     choice = _Choice(slots, choose)
     head, device = loaded.model.get_output_embeddings(), loaded.device
+    mask = None  # one token has no others to be hidden from: it is read as in plain decoding
+    if len(token_ids) > 1:
+        dtype = loaded.model.dtype
+        mask = apart(loaded.model.config, length, len(token_ids), dtype=dtype, device=device)
     with filling(loaded.parts, slots), head.register_forward_pre_hook(choice.make):
         output = loaded.model(
             input_ids=torch.tensor([token_ids], device=device),
-            attention_mask=apart(
-                loaded.model.config, length, len(token_ids), dtype=loaded.model.dtype, device=device
-            ),
+            attention_mask=mask,
             position_ids=torch.full((1, len(token_ids)), length, device=device),
             past_key_values=longer,
             use_cache=True,

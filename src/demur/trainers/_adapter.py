@@ -217,7 +217,8 @@ class AdapterTrainer(Trainer):
         items = self.items(adapted.loaded, held)
         generator = np.random.default_rng(seed)
         groups = [item(generator) for item in (*items.unsafe, *items.safe)]
-        log_probs = without_gradients(adapted.loaded, groups, _sum)
+        with adapted.computing():
+            log_probs = without_gradients(adapted.loaded, groups, _sum)
         found: dict[str, float] = {}
         for kind in sorted({row.kind for row in log_probs}):
             rows = [row for row in log_probs if row.kind == kind]

@@ -133,7 +133,7 @@ def tune(
             continue
         for group in optimiser.param_groups:
             group["lr"] = plan.learning_rate_at(step)
-        _take_step(adapted.loaded, rows, objective, optimiser, state=state)
+        _take_step(adapted, rows, objective, optimiser, state=state)
         state.step = step + 1
         if state.step % STEPS_A_CHECKPOINT == 0 and state.step < plan.steps:
             state.tensors = _kept(weights, optimiser)
@@ -146,7 +146,7 @@ def tune(
 
 
 def _take_step(
-    loaded: LoadedModel,
+    adapted: Adapted,
     whole: Sequence[Rows],
     objective: Objective,
     optimiser: torch.optim.Optimizer,
@@ -156,9 +156,11 @@ def _take_step(
     """Take one step, and write into the state what came of it."""
     optimiser.zero_grad()
     loss, sums = 0.0, defaultdict[str, list[float]](lambda: [0.0, 0.0])
-    for chosen in label_batches(loaded, whole):
+    for chosen in label_batches(adapted.loaded, whole):
         part = [whole[number] for number in chosen]
-        share = objective.share(part, log_probs_of(loaded, part), whole)
+        with adapted.computing():
+            log_probs = log_probs_of(adapted.loaded, part)
+        share = objective.share(part, log_probs, whole)
         share.loss.backward()  # type: ignore[no-untyped-call]
         loss += float(share.loss.detach())
         for name, of in share.watched.items():

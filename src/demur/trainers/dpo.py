@@ -55,7 +55,7 @@ class DpoTrainer(PairTrainer):
         groups = [rows for step in steps for rows in step]
         untrained = Preference(self.beta_chosen, self.beta_rejected, self.log_probs, {})
         run.report(Progress("reference", 0, 1))
-        with adapted.off():
+        with adapted.off(), adapted.computing():
             reference = without_gradients(adapted.loaded, groups, untrained.whole_reply)
         run.report(Progress("reference", 1, 1))
         return Preference(self.beta_chosen, self.beta_rejected, self.log_probs, reference)

@@ -4,8 +4,9 @@
 A tapped block calls a registered custom op on its output. torch.compile and CUDA graphs keep such
 an op, since it states which of its arguments it changes; Python hooks they drop without a word. The
 sum of what a block returns is made outside of the op: the compiler then fuses what comes before and
-after as it does without a tap, and rounds alike. The last column of the buffer counts the taps that
-ran for a token, so that one that was lost is seen.
+after as it does without a tap, and rounds alike. An op leaves products and norms of states behind;
+what they come to is worked out once a step, since an operation on few numbers takes as long as one
+on all of them. Where a tap did not run, they are NaN.
 """
 
 from typing import Any
@@ -19,41 +20,48 @@ from demur.core.readings import Array
 from demur.engines._columns import Columns
 from demur.modeling.pooling import RMS_EPSILON
 
+EVERY = -1
 
-@torch.library.custom_op("demur::tap", mutates_args=("scores",))
+
 def tap(
-    state: Tensor, weights: Tensor, is_rms: Tensor, scores: Tensor, wanted: Tensor, first: bool
+    state: Tensor,
+    weights: Tensor,
+    products: Tensor,
+    norms: Tensor,
+    wanted: Tensor,
+    number: Tensor,
 ) -> None:
-    """Add a block's products to the columns of the tokens of a step.
+    """Keep what a block's read-outs need of the tokens of a step.
 
     Args:
         state: After the block, [token, d_model].
         weights: [d_model, column], float32.
-        is_rms: [column], true where states are divided by their root mean square.
-        scores: [most tokens, column + 1], float32.
-        wanted: [], bool, on the CPU: false leaves the buffer as it is.
-        first: This is the lowest tap: what the buffer held is over.
+        products: [most tokens, column], float32, of states and weights; a row a wanted token.
+        norms: [most tokens], float32, of the states, likewise.
+        wanted: [most tokens], the tokens to read; what is behind `number` does not count.
+        number: [], int, on the CPU: how many are wanted; EVERY stands for all tokens.
     """
-    if not wanted:
+    num_tokens = int(number)
+    if num_tokens == 0:
         return
-    num_tokens = state.shape[0]
-    state = state.float()
-    products = state @ weights
-    scale = torch.rsqrt(state.square().mean(-1, keepdim=True) + RMS_EPSILON)
-    products = torch.where(is_rms, products * scale, products)
-    if first:
-        scores[:num_tokens, :-1] = products
-        scores[:num_tokens, -1] = 1
-    else:
-        scores[:num_tokens, :-1] += products
-        scores[:num_tokens, -1] += 1
+    read = state if num_tokens == EVERY else state.index_select(0, wanted[:num_tokens])
+    read = read.float()
+    torch.mm(read, weights, out=products[: len(read)])
+    torch.linalg.vector_norm(read, dim=-1, out=norms[: len(read)])
 
 
-@tap.register_fake
-def _(
-    state: Tensor, weights: Tensor, is_rms: Tensor, scores: Tensor, wanted: Tensor, first: bool
-) -> None:
-    return None
+def _shape_of_tap(*arguments: object) -> None:
+    """Tell the compiler what a tap returns: nothing."""
+
+
+# By hand, since `torch.library.custom_op` wraps each call in Python, for ten taps 1 ms a step.
+_LIBRARY: Any = torch.library.Library("demur", "DEF")  # type: ignore[no-untyped-call]
+_LIBRARY.define(
+    "tap(Tensor state, Tensor weights, Tensor(a!) products, Tensor(b!) norms, Tensor wanted, "
+    "Tensor number) -> ()"
+)
+_LIBRARY.impl("tap", tap, "CompositeExplicitAutograd")
+torch.library.register_fake("demur::tap", _shape_of_tap, lib=_LIBRARY)
 
 
 class Taps:
@@ -74,39 +82,65 @@ class Taps:
     ) -> None:
         blocks = _blocks(model, columns.num_blocks)
         self.columns = columns
-        self._scores = torch.full((max_tokens, len(columns) + 1), torch.nan, device=device)
-        # A captured graph computes always: it would keep what the flag was when it was captured.
-        self._can_rest = device.type == "cpu"
-        self._wanted = torch.tensor(True)
-        is_rms = torch.from_numpy(columns.is_rms).to(device)
-        for layer in columns.layers:
+        shape = len(columns.layers), max_tokens
+        self._products = torch.full((*shape, len(columns)), torch.nan, device=device)
+        self._norms = torch.full(shape, torch.nan, device=device)
+        # A captured graph reads all tokens: it would keep what was wanted when it was captured.
+        self.can_choose = device.type == "cpu"
+        self._wanted = torch.zeros(max_tokens if self.can_choose else 1, dtype=torch.long)
+        self._number = torch.tensor(EVERY)
+        self._place = np.arange(max_tokens)
+        for slot, layer in enumerate(columns.layers):
             buffers = {
                 "weights": torch.from_numpy(columns.weights_at(layer)).to(device),
-                "is_rms": is_rms,
-                "scores": self._scores,
-                "wanted": self._wanted,
+                "products": self._products[slot],
+                "norms": self._norms[slot],
+                "wanted": self._wanted.to(device),
+                "number": self._number,
             }
-            _tap_block(blocks[layer], buffers, layer == columns.layers[0])
-
-    def values(self, rows: slice) -> Array:
-        """Return the columns of some tokens of the last step, [token, column], float64.
-
-        A token that did not pass all taps has NaN.
-        """
-        found = self._scores[rows].cpu().numpy().astype(np.float64)
-        found[found[:, -1] != len(self.columns.layers)] = np.nan
-        values: Array = found[:, :-1]
-        return values
+            _tap_block(blocks[layer], buffers)
 
     def begin(self, *, is_read: bool) -> None:
         """Forget the last step, so that taps that do not run leave no number behind.
 
         Args:
-            is_read: The values of the coming step will be asked for.
+            is_read: Values of the coming step will be asked for.
         """
-        self._wanted.fill_(is_read or not self._can_rest)
-        if is_read:
-            self._scores.fill_(torch.nan)
+        if self.can_choose:
+            self._number.fill_(0)
+        elif is_read:
+            self._forget()
+
+    def choose(self, tokens: Array) -> None:
+        """Say which tokens of the coming pass are read, where taps can choose.
+
+        Args:
+            tokens: [token], ascending; the values of all others are NaN.
+        """
+        self._forget()
+        self._wanted[: len(tokens)] = torch.from_numpy(tokens)
+        self._number.fill_(len(tokens))
+        self._place[:] = EVERY
+        self._place[tokens] = np.arange(len(tokens))
+
+    def values(self, rows: slice) -> Array:
+        """Return the columns of some tokens of the last step, [token, column], float64.
+
+        A token that was not chosen, or did not pass all taps, has NaN.
+        """
+        place = self._place[rows]
+        at = torch.from_numpy(place)
+        products = self._products[:, at].double().cpu().numpy()
+        norms = self._norms[:, at].double().cpu().numpy()[..., None]
+        d_model = self.columns.columns[0].weights.shape[1]
+        scaled = products / np.sqrt(norms**2 / d_model + RMS_EPSILON)
+        values: Array = np.where(self.columns.is_rms, scaled, products).sum(0)
+        values[place == EVERY] = np.nan
+        return values
+
+    def _forget(self) -> None:
+        self._products.fill_(torch.nan)
+        self._norms.fill_(torch.nan)
 
 
 def _blocks(model: nn.Module, num_blocks: int) -> nn.ModuleList:
@@ -119,7 +153,7 @@ def _blocks(model: nn.Module, num_blocks: int) -> nn.ModuleList:
     return found[0]
 
 
-def _tap_block(block: nn.Module, buffers: dict[str, Tensor], first: bool) -> None:
+def _tap_block(block: nn.Module, buffers: dict[str, Tensor]) -> None:
     """Let a block call the op after its own forward; its parameters keep their names."""
     plain = type(block)
 
@@ -132,10 +166,10 @@ def _tap_block(block: nn.Module, buffers: dict[str, Tensor], first: bool) -> Non
             torch.ops.demur.tap(
                 hidden + residual,
                 self.demur_weights,
-                self.demur_is_rms,
-                self.demur_scores,
+                self.demur_products,
+                self.demur_norms,
                 self.demur_wanted,
-                first,
+                self.demur_number,
             )
             return hidden, residual
 

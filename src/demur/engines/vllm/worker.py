@@ -68,6 +68,21 @@ class _Followed:
     forced: Forced | None = None
 
 
+@dataclass(frozen=True)
+class _Part:
+    """The tokens of a request in a step."""
+
+    index: int
+    """Of the request in the batch."""
+    start: int
+    """Of the first token in the request."""
+    rows: slice
+    """Of the tokens in the step."""
+    num_prompt: int
+    """Tokens of its prompt."""
+    followed: _Followed
+
+
 class Reader:
     """Follows the prompts of one worker through its steps.
 
@@ -82,6 +97,12 @@ class Reader:
         self._taps = taps
         self._end_token_id = end_token_id
         self._followed: dict[str, _Followed] = {}
+        self._settled: set[str] = set()
+        """Requests that pass: there is nothing left to do for them."""
+        self._parts: list[_Part] | None = None
+        """Of the step at hand, once it is known in which order vLLM takes its requests."""
+        self._scheduled: dict[str, int] = {}
+        """Tokens of each request in the step at hand."""
         self.judge: Judge = _nobody
         self.opens: Callable[[Any], dict[str, Any]] = _said
         """Takes vLLM's state of a request; returns what it says for demur."""
@@ -89,13 +110,24 @@ class Reader:
         """Prompts that got their columns."""
 
     def before(self, scheduled: Any) -> None:
-        """Forget the last step; one that reads no prompt needs no taps.
+        """Forget the last step.
 
         Args:
             scheduled: vLLM's `SchedulerOutput` of the coming step.
         """
-        followed = (self._followed.get(key) for key in scheduled.num_scheduled_tokens)
-        self._taps.begin(is_read=any(of is None or of.scores is not None for of in followed))
+        self._scheduled, self._parts = scheduled.num_scheduled_tokens, None
+        self._taps.begin(is_read=not self._settled.issuperset(self._scheduled))
+
+    def choose(self, *_: object) -> None:
+        """Tell the taps which tokens to read, as a hook before the model's forward pass."""
+        self._parts = self._parts_of_step()
+        wanted = [
+            part.rows.start + scores.wanted(part.start, part.rows.stop - part.rows.start)
+            for part in self._parts
+            if (scores := part.followed.scores) is not None
+        ]
+        if wanted:
+            self._taps.choose(np.concatenate(wanted))
 
     def after(self, scheduled: Any) -> None:
         """Judge the prompts that a step has read whole, and name the rows to force.
@@ -105,19 +137,18 @@ class Reader:
         """
         for request_id in scheduled.finished_req_ids:
             self._followed.pop(request_id, None)
-        batch, row, forced = self._runner.input_batch, 0, {}
-        for index, request_id in enumerate(batch.req_ids):
-            count = scheduled.num_scheduled_tokens.get(request_id, 0)
-            start = int(batch.num_computed_tokens_cpu[index])
-            length = int(batch.num_prompt_tokens[index])
-            followed = self._follow(request_id, length)
+            self._settled.discard(request_id)
+        batch, forced = self._runner.input_batch, {}
+        for part in self._parts_of_step() if self._parts is None else self._parts:
+            followed = part.followed
             if followed.scores is not None:
-                self._read(followed, start, slice(row, row + count))
-            num_drawn = start + count - length
+                self._read(followed, part.start, part.rows)
+            num_drawn = part.start + part.rows.stop - part.rows.start - part.num_prompt
             if followed.forced is not None and num_drawn >= 0:
                 ids = followed.forced
-                forced[index] = ids[num_drawn] if num_drawn < len(ids) else self._end_token_id
-            row += count
+                forced[part.index] = ids[num_drawn] if num_drawn < len(ids) else self._end_token_id
+            elif followed.scores is None and followed.forced is None:
+                self._settled.add(batch.req_ids[part.index])
         for processor in batch.logitsprocs.non_argmax_invariant:
             if isinstance(processor, ForcedReply):
                 processor.rows = forced
@@ -133,6 +164,21 @@ class Reader:
         step = self._runner.execute_model_state
         if step is not None and step.logits is not None:
             processor.apply(step.logits)
+
+    def _parts_of_step(self) -> list[_Part]:
+        """Return the requests of the step that are to be read or forced."""
+        if self._settled.issuperset(self._scheduled):
+            return []
+        batch, row, found = self._runner.input_batch, 0, []
+        for index, request_id in enumerate(batch.req_ids):
+            count = self._scheduled.get(request_id, 0)
+            if request_id not in self._settled:
+                start = int(batch.num_computed_tokens_cpu[index])
+                length = int(batch.num_prompt_tokens[index])
+                followed = self._follow(request_id, length)
+                found.append(_Part(index, start, slice(row, row + count), length, followed))
+            row += count
+        return found
 
     def _follow(self, request_id: str, length: int) -> _Followed:
         if request_id not in self._followed:
@@ -200,6 +246,8 @@ class Guarding:
         self.reader = Reader(
             self.model_runner, taps, end_token_id=end[0] if isinstance(end, list) else end
         )
+        if taps.can_choose:
+            self.model_runner.get_model().register_forward_pre_hook(self.reader.choose)
 
     def execute_model(self, scheduler_output: Any) -> Any:
         """Run a step; between its pass and its draws the prompts that it read are judged."""
