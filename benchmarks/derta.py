@@ -1,7 +1,7 @@
 """DeRTa against plain safety fine-tuning, at the same prompts, refusals and steps.
 
 DEMUR_DATA=FOLDER python -m benchmarks.derta --model PATH [--share 1]
-    [--replies 1] [--steps 80] [--ablations] [--json]
+    [--replies 1] [--steps 120] [--ablations] [--json]
 
 After the question and 8, 16 or 32 tokens of a harmful reply, how often does the model stop? How
 likely is the word of refusal within harmful replies and within benign ones? What becomes of
@@ -44,6 +44,8 @@ from demur.workflows.fit import describe_set
 
 GIVEN = (8, 16, 32)
 MAX_TOKENS = 64
+LEARNING_RATE = 1e-3
+"""On held-out questions 2e-4 teaches neither the word nor what follows in so few steps."""
 NUM_ATTACKS = 70
 """Of each family."""
 NUM_BENIGN = 60
@@ -54,7 +56,11 @@ BASE = "base"
 def trainers(steps: int, *, ablations: bool) -> dict[str, Trainer]:
     """Return the arms' trainers by name; all see the same prompts and refusals."""
     # A reply of the model that was cut at the limit is cut once more, so that no end is learnt.
-    shared: dict[str, Any] = {"steps": steps, "max_reply_tokens": MAX_TOKENS - 1}
+    shared: dict[str, Any] = {
+        "steps": steps,
+        "max_reply_tokens": MAX_TOKENS - 1,
+        "learning_rate": LEARNING_RATE,
+    }
     found: dict[str, Trainer] = {"sft": SftTrainer(**shared), "derta": DertaTrainer(**shared)}
     if ablations:
         found |= {
@@ -241,7 +247,7 @@ def main() -> None:
     parser.add_argument("--detector", help="the gate; default: packaged, or fitted for the model")
     parser.add_argument("--share", type=float, default=1.0, help="of rows, for a trial")
     parser.add_argument("--replies", type=float, default=1.0, help="share of prompts answered")
-    parser.add_argument("--steps", type=int, default=80, help="of each training")
+    parser.add_argument("--steps", type=int, default=120, help="of each training")
     parser.add_argument("--ablations", action="store_true", help="also the paper's two ablations")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--json", action="store_true", help="print JSON instead of the report")

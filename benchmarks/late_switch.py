@@ -5,7 +5,7 @@ model complies with, and ordinary ones, are answered by the model alone for 0, 4
 and from there on under the adapter, which goes on from what the model has read (keep) or reads it
 all again (recompute). Does it stop? And does it stop ordinary replies, too, as after a false alarm?
 
-    DEMUR_DATA=FOLDER python -m benchmarks.late_switch --model PATH [--share 1] [--steps 80]
+    DEMUR_DATA=FOLDER python -m benchmarks.late_switch --model PATH [--share 1] [--steps 120]
 """
 
 import argparse
@@ -234,7 +234,7 @@ def main() -> None:
     parser.add_argument("--detector", help="the gate; default: packaged, or fitted for the model")
     parser.add_argument("--share", type=float, default=1.0, help="of rows, for a trial")
     parser.add_argument("--most", type=int, default=60, help="prompts of a role")
-    parser.add_argument("--steps", type=int, default=80, help="of each training")
+    parser.add_argument("--steps", type=int, default=120, help="of each training")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--json", action="store_true", help="print JSON instead of the report")
     options = parser.parse_args()

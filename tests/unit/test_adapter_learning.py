@@ -67,7 +67,7 @@ def test_preferences_start_even_and_are_learnt(outspoken: Path) -> None:
 
 
 def test_derta_makes_the_word_of_refusal_likelier_within_harmful_replies(outspoken: Path) -> None:
-    trainer = DertaTrainer(**{**QUICK, **FAST, "steps": 40}, drop=0.5)
+    trainer = DertaTrainer(**{**QUICK, **FAST, "steps": 80}, drop=0.5)
     outcome = trainer.train(examples(4), run_on(outspoken))
     losses = [value for value in outcome.curves["loss, transition"] if value is not None]
     assert losses[0] > 4

@@ -199,6 +199,17 @@ def test_the_ablations_have_the_papers_rows(rows: Any, expected: list[str]) -> N
     assert [item(generator)[0].kind for item in items.unsafe] == expected
 
 
+def test_after_a_harmful_beginning_a_refusal_starts_with_the_word() -> None:
+    loaded = tiny()
+    for refusal, expected in (("No", " Sorry. No"), ("Sorry, no", " Sorry, no")):
+        of = said(unsafe(harmful_response="abc", safe_response=refusal))
+        plain, _, after, _ = DertaTrainer().items(loaded, [of, of]).unsafe
+        (row,) = after(np.random.default_rng(0))
+        learnt = [label for label in row.labels if label != IGNORE]
+        assert loaded.tokenizer.decode(learnt, skip_special_tokens=True) == expected
+        assert plain(np.random.default_rng(0)) == (of.reply(),)
+
+
 def test_prefixes_have_all_lengths_but_the_whole_reply() -> None:
     of = said(unsafe(harmful_response="abcd"))
     item = DertaTrainer(plain_every=2).items(tiny(), [of, of]).unsafe[2]

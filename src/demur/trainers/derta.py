@@ -10,12 +10,14 @@ h_<k) with k drawn anew, and reinforced transition optimisation, L2 = -sum_t log
 Differs: k counts tokens in place of words. Of the transition's labels 80% are dropped, each visit
 others, where the released code drops 95% for all weights and none for adapters; they are drawn
 among the reply's positions alone, and one at least is kept. Within a text the word is the token
-that follows a blank, at its start the one without. Where a prompt has no harmful reply, a plain
-refusal is learnt.
+that follows a blank, at its start the one without. After a harmful beginning every refusal starts
+with the word, which is put before it where it does not: the paper's refusals do by themselves, and
+a model that has learnt the word alone says nothing but the word. Where a prompt has no harmful
+reply, a plain refusal is learnt.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -24,7 +26,7 @@ from demur.core.errors import ConfigError, DataError
 from demur.modeling.load import LoadedModel
 from demur.trainers._adapter import AdapterTrainer
 from demur.trainers._rows import Item, Rows, Said, Words, constant
-from demur.trainers._said import words_of
+from demur.trainers._said import after_blank, words_of
 from demur.trainers._tuning import Items
 
 __all__ = ["DertaTrainer"]
@@ -74,7 +76,16 @@ class DertaTrainer(AdapterTrainer):
 
     def items(self, loaded: LoadedModel, said: Sequence[Said]) -> Items:
         """Return two rows for each harmful reply, and one for each other prompt with a reply."""
-        with_harm, words = [of for of in said if of.harmful], words_of(loaded, self.word)
+        words = words_of(loaded, self.word)
+        lead, start = (
+            tuple(loaded.tokenizer(text, add_special_tokens=False)["input_ids"])
+            for text in (after_blank(f"{self.word}."), after_blank(self.word))
+        )
+        with_harm = [
+            of if of.within[: len(start)] == start else replace(of, within=(*lead, *of.within))
+            for of in said
+            if of.harmful
+        ]
         unsafe: list[Item] = [
             item for row, of in enumerate(with_harm) for item in self._items(row, of, words)
         ]
