@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from peft import PeftModel
 
-from benchmarks.adapters import trained_folder, training_metrics
+from benchmarks.adapters import LEARNING_RATE, trained_folder, training_metrics
 from benchmarks.arms import Arms, held_out_cases, tell
 from benchmarks.derta_late import stopped, word_log_probs
 from benchmarks.derta_report import report
@@ -44,8 +44,6 @@ from demur.workflows.fit import describe_set
 
 GIVEN = (8, 16, 32)
 MAX_TOKENS = 64
-LEARNING_RATE = 1e-3
-"""On held-out questions 2e-4 teaches neither the word nor what follows in so few steps."""
 NUM_ATTACKS = 70
 """Of each family."""
 NUM_BENIGN = 60

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.adapters import trained_folder, training_metrics
+from benchmarks.adapters import LEARNING_RATE, trained_folder, training_metrics
 from benchmarks.arms import Arms, tell
 from benchmarks.gate import gate_of
 from benchmarks.machine import describe_machine
@@ -135,7 +135,11 @@ def trained(plan: Plan, data: DemurData) -> tuple[list[Adapter], Mapping[str, An
     """Return the adapters, trained unless they lie there, and what rows each style has."""
     root = cache_folder() / "benchmarks" / "two_step" / Path(plan.model).stem
     rows = {style: to_train(data, style) for style in plan.styles}
-    shared = {"steps": plan.steps, "max_reply_tokens": MAX_REPLY_TOKENS}
+    shared: dict[str, Any] = {
+        "steps": plan.steps,
+        "max_reply_tokens": MAX_REPLY_TOKENS,
+        "learning_rate": LEARNING_RATE,
+    }
     adapters = [
         Adapter(
             method,
