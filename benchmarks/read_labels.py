@@ -153,10 +153,10 @@ def main() -> None:
 
 
 HEAD = (
-    "Made by `python -m benchmarks.read_labels`. One reader read the replies with their prompts, in "
-    "random order, without their arm and without what the labellers say; they are greedy and cut "
-    "at the stated number of tokens. Each responder was on for every prompt. Kappa is Cohen's over "
-    "complied, refused and unclear, with 95% intervals over groups of prompts.",
+    "Made by `python -m benchmarks.read_labels`. One reader read the replies with their prompts, "
+    "in random order, without their arm and without what the labellers say; they are greedy, and "
+    "cut at the stated number of tokens. Each responder was on for every prompt. Kappa is Cohen's "
+    "over complied, refused and unclear, with 95% intervals over groups of prompts.",
 )
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from demur.core.types import Sampling
-from demur.engines._text import TextStream
+from demur.engines._text import TextStream, decoder_of
 from demur.engines.transformers.sampling import draw, row_generator
 from tests.tiny import byte_tokenizer
 
@@ -42,6 +42,28 @@ def test_what_might_begin_a_stop_text_is_held_back_until_it_does_not() -> None:
     assert pieces[:2] == ["", ""]
     assert "".join(pieces) == "twelve"
     assert not out.is_stopped
+
+
+def test_texts_are_those_of_the_tokenizers_own_method() -> None:
+    class Louder(type(byte_tokenizer())):  # type: ignore[misc]
+        """A tokenizer that says something else."""
+
+        def decode(self, *args: object, **kwargs: object) -> str:
+            """Return a text in capitals."""
+            return str(super().decode(*args, **kwargs)).upper()
+
+    plain = byte_tokenizer()
+    ids = plain("a b, c 😀", add_special_tokens=False)["input_ids"] + [plain.eos_token_id]
+    expected = plain.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    assert decoder_of(plain)(ids) == expected == "a b, c 😀"
+    louder = byte_tokenizer()
+    louder.__class__ = Louder
+    assert decoder_of(louder)(ids) == "A B, C 😀"
+
+
+def test_long_replies_keep_every_character() -> None:
+    text = "words and 漢字, 😀 " * 40
+    assert "".join(stream(text)[0]) == text
 
 
 def test_greedy_takes_the_largest_logit_and_its_log_probability() -> None:

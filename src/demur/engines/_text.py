@@ -1,7 +1,10 @@
 """Turns a row's tokens into text as they come: whole characters only, and nothing after a stop."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
+
+from transformers import PreTrainedTokenizerFast as Fast
 
 from demur.core.protocols import Done, Event, TokenOut
 
@@ -19,7 +22,7 @@ class TextStream:
     """
 
     def __init__(self, tokenizer: Any, stop: Sequence[str] = ()) -> None:
-        self._tokenizer = tokenizer
+        self._decode = decoder_of(tokenizer)
         self._stop = tuple(stop)
         self._held_back = max((len(text) for text in self._stop), default=1) - 1
         self._ids: list[int] = []
@@ -72,12 +75,17 @@ class TextStream:
             self._before = self._decode(self._ids[self._context :])
         return ""
 
-    def _decode(self, ids: list[int]) -> str:
-        return str(
-            self._tokenizer.decode(
-                ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
-            )
-        )
+
+def decoder_of(tokenizer: Any) -> Callable[[list[int]], str]:
+    """Return what makes a text of token ids, special tokens left out.
+
+    The tokenizer's own method looks at every id in Python first; where it then does nothing but ask
+    the Rust tokenizer, that one is asked at once, in a third of the time.
+    """
+    kind = type(tokenizer)
+    if issubclass(kind, Fast) and (kind.decode, kind._decode) == (Fast.decode, Fast._decode):
+        return partial(tokenizer.backend_tokenizer.decode, skip_special_tokens=True)
+    return partial(tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
 def text_events(tokenizer: Any, request_id: str, text: str, *, first: int) -> Iterator[Event]:

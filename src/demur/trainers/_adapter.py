@@ -1,8 +1,8 @@
 """What all trainers of adapters do alike: read examples, train low-rank weights, measure them.
 
-The model stays frozen, in its own number format (bfloat16 where the processor computes in it), in
-which what adapters add is computed, too; the adapters' weights and the optimiser are float32, and so
-are logits and losses.
+The model stays frozen, in its own number format (bfloat16 where the processor computes in it); what
+adapters add is computed in it, too. Their weights and the optimiser are float32, and so are logits
+and losses.
 """
 
 from abc import abstractmethod
