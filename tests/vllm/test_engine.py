@@ -1,7 +1,9 @@
 """What runs inside vLLM: scores as transformers has them, in every way that a prompt is read."""
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -246,6 +248,26 @@ def test_a_tap_that_does_not_run_makes_an_error_of_the_request(
     assert "tap did not run" in (done.error or "")
     unread = replace(request, reads=())
     assert [e.reason for e in engine.run([unread]) if isinstance(e, Done)] == ["length"]
+
+
+def test_without_the_hook_that_chooses_tokens_nothing_is_scored(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine: Any = shared(1)
+    read(engine, TEXTS[:1], 1)  # leaves numbers of its own behind
+    monkeypatch.setattr(engine.reader._runner.get_model(), "_forward_pre_hooks", OrderedDict())
+    request = Request("0", engine.render(Chat.from_text(TEXTS[0])), Sampling(max_tokens=4), READS)
+    (done,) = engine.run([request])
+    assert isinstance(done, Done)
+    assert "tap did not run" in (done.error or "")
+
+
+def test_an_id_that_comes_again_is_judged_again() -> None:
+    engine: Any = shared(1)
+    reader = engine.reader
+    reader._settled.add("again")
+    reader.before(SimpleNamespace(finished_req_ids={"again"}, num_scheduled_tokens={"again": 3}))
+    assert "again" not in reader._settled
 
 
 def test_speculative_decoding_is_refused_by_name() -> None:

@@ -21,6 +21,9 @@ from demur.engines._columns import Columns
 from demur.modeling.pooling import RMS_EPSILON
 
 EVERY = -1
+"""Tokens are wanted."""
+NOWHERE = -1
+"""Stand the numbers of a token that was not."""
 
 
 def tap(
@@ -108,6 +111,7 @@ class Taps:
         """
         if self.can_choose:
             self._number.fill_(0)
+            self._place[:] = NOWHERE
         elif is_read:
             self._forget()
 
@@ -120,7 +124,6 @@ class Taps:
         self._forget()
         self._wanted[: len(tokens)] = torch.from_numpy(tokens)
         self._number.fill_(len(tokens))
-        self._place[:] = EVERY
         self._place[tokens] = np.arange(len(tokens))
 
     def values(self, rows: slice) -> Array:
@@ -135,7 +138,7 @@ class Taps:
         d_model = self.columns.columns[0].weights.shape[1]
         scaled = products / np.sqrt(norms**2 / d_model + RMS_EPSILON)
         values: Array = np.where(self.columns.is_rms, scaled, products).sum(0)
-        values[place == EVERY] = np.nan
+        values[place == NOWHERE] = np.nan
         return values
 
     def _forget(self) -> None:

@@ -110,11 +110,14 @@ class Reader:
         """Prompts that got their columns."""
 
     def before(self, scheduled: Any) -> None:
-        """Forget the last step.
+        """Forget the last step, and requests that are over: their ids may come again.
 
         Args:
             scheduled: vLLM's `SchedulerOutput` of the coming step.
         """
+        for request_id in scheduled.finished_req_ids:
+            self._followed.pop(request_id, None)
+            self._settled.discard(request_id)
         self._scheduled, self._parts = scheduled.num_scheduled_tokens, None
         self._taps.begin(is_read=not self._settled.issuperset(self._scheduled))
 
@@ -129,15 +132,8 @@ class Reader:
         if wanted:
             self._taps.choose(np.concatenate(wanted))
 
-    def after(self, scheduled: Any) -> None:
-        """Judge the prompts that a step has read whole, and name the rows to force.
-
-        Args:
-            scheduled: vLLM's `SchedulerOutput` of the step.
-        """
-        for request_id in scheduled.finished_req_ids:
-            self._followed.pop(request_id, None)
-            self._settled.discard(request_id)
+    def after(self) -> None:
+        """Judge the prompts that a step has read whole, and name the rows to force."""
         batch, forced = self._runner.input_batch, {}
         for part in self._parts_of_step() if self._parts is None else self._parts:
             followed = part.followed
@@ -253,7 +249,7 @@ class Guarding:
         """Run a step; between its pass and its draws the prompts that it read are judged."""
         self.reader.before(scheduler_output)
         output = super().execute_model(scheduler_output)  # type: ignore[misc]
-        self.reader.after(scheduler_output)
+        self.reader.after()
         return output
 
 
