@@ -76,10 +76,10 @@ class DertaTrainer(AdapterTrainer):
 
     def items(self, loaded: LoadedModel, said: Sequence[Said]) -> Items:
         """Return two rows for each harmful reply, and one for each other prompt with a reply."""
-        words = words_of(loaded, self.word)
+        word, words = self.word.strip(), words_of(loaded, self.word)
         lead, start = (
             tuple(loaded.tokenizer(text, add_special_tokens=False)["input_ids"])
-            for text in (after_blank(f"{self.word}."), after_blank(self.word))
+            for text in (after_blank(f"{word}."), after_blank(word))
         )
         with_harm = [
             of if of.within[: len(start)] == start else replace(of, within=(*lead, *of.within))
