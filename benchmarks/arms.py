@@ -97,6 +97,25 @@ def drawn(
     return [found[row] for row in order[: max(1, round(share * number))]]
 
 
+def drawn_sets(
+    data: DemurData, numbers: Mapping[str, int], split: str, label: str, *, share: float = 1.0
+) -> list[Example]:
+    """Return prompts of several sets that are not too long to be answered, set by set.
+
+    Args:
+        data: The collection.
+        numbers: Of prompts, by set.
+        split: Of all sets.
+        label: Of all prompts.
+        share: Of each number, over 0.
+    """
+    return [
+        example
+        for name, number in numbers.items()
+        for example in drawn(short_prompts(data, name, split, label), number, share=share)
+    ]
+
+
 @dataclass
 class Arms:
     """A model's replies to the prompts, by itself and under responders, with their outcomes.
@@ -119,7 +138,7 @@ class Arms:
         default_factory=lambda: Labelling(("reply_classifier", "refusal_match"))
     )
     dtype: Dtype = "auto"
-    max_batch: int = 16
+    max_batch: int = 48
 
     def __post_init__(self) -> None:
         """Load the model and the gate."""

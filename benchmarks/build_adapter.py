@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 
 import demur
-from benchmarks.adapters import trained_folder, training_metrics
 from benchmarks.arms import Arms, drawn, short_prompts
+from benchmarks.artifacts import trained_folder, training_metrics
 from demur.core.errors import DataError
 from demur.core.examples import Example
 from demur.core.folders import CARD

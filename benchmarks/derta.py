@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from peft import PeftModel
 
-from benchmarks.adapters import LEARNING_RATE, trained_folder, training_metrics
 from benchmarks.arms import Arms, held_out_cases, tell
+from benchmarks.artifacts import LEARNING_RATE, trained_folder, training_metrics
 from benchmarks.derta_late import stopped, word_log_probs
 from benchmarks.derta_report import report
 from benchmarks.derta_rows import Begun, attacks, to_measure, to_train

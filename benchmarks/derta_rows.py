@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.arms import MAX_CHARACTERS, Arms, drawn, short_prompts
+from benchmarks.arms import MAX_CHARACTERS, Arms, drawn_sets
 from demur.core.examples import Example
 from demur.core.types import Chat
 from demur.datasets import written
@@ -54,8 +54,7 @@ def to_train(data: DemurData, arms: Arms, *, share: float) -> list[Example]:
         NUM_SAFE,
         share,
     )
-    for name, number in SAFE.items():
-        safe += drawn(short_prompts(data, name, "train", "safe"), number, share=share)
+    safe += drawn_sets(data, SAFE, "train", "safe", share=share)
     replies = arms.answers.base([example.chat for example in safe])
     answered = [
         replace(example, safe_response=reply.text)
@@ -68,11 +67,7 @@ def to_train(data: DemurData, arms: Arms, *, share: float) -> list[Example]:
 
 def with_own_replies(data: DemurData, arms: Arms, *, share: float) -> list[Example]:
     """Return unsafe questions that the model complies with, each with its reply and a refusal."""
-    asked = [
-        example
-        for name, number in OWN.items()
-        for example in drawn(short_prompts(data, name, "train", "unsafe"), number, share=share)
-    ]
+    asked = drawn_sets(data, OWN, "train", "unsafe", share=share)
     chats = [example.chat for example in asked]
     replies = arms.answers.base(chats)
     found = arms.labelling.label(chats, replies)

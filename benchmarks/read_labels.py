@@ -142,7 +142,7 @@ def main() -> None:
         options.max_tokens,
     )
     name = arms.engine.model_id.name
-    found = arms_of(arms, options.responders or responder_lines(options.model, name=name))
+    found = arms_of(arms, options.responders or responder_lines(options.model))
     if options.sheet:
         write_sheet(arms, found, options.sheet)
         return

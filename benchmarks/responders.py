@@ -1,9 +1,8 @@
 """Compares responders behind the detector on held-out prompts, and writes the whole trade-off.
 
-Responders that are trained are trained with their defaults on the prompts that ship, unless an
-artifact is there; name them with `--responders` to use others. The gate is the packaged detector
-for the embedded model; for another one it is fitted (`benchmarks.gate`), unless `--detector` names
-one.
+Responders that are trained are trained on the prompts that ship, unless an artifact is there; name
+them with `--responders` to use others. The gate is the packaged detector for the embedded model;
+for another one it is fitted (`benchmarks.gate`), unless `--detector` names one.
 
     DEMUR_DATA=FOLDER python -m benchmarks.responders [--model M] [--detector GATE]
 """
@@ -15,41 +14,40 @@ from pathlib import Path
 
 import demur
 from benchmarks.arms import held_out_cases, tell
+from benchmarks.artifacts import (
+    LEARNING_RATE,
+    artifact_folder,
+    trained_by_default,
+    trained_folder,
+)
 from benchmarks.gate import gate_of
 from demur.core.examples import Example
-from demur.core.folders import MANIFEST
-from demur.core.registry import load
-from demur.core.training import Progress, Run
-from demur.datasets import written
+from demur.datasets import replies
 from demur.datasets.demur_data import DemurData
 from demur.engines.transformers import TransformersEngine
-from demur.modeling.gguf import cache_folder
 from demur.studies._cases import Cases
 from demur.studies._writing import write
 from demur.studies.responders import Responders
+from demur.trainers.sft import SftTrainer
 from demur.workflows.machine import describe_machine
-from demur.workflows.train import train
 
 RESULTS = Path(__file__).parent / "results" / "responders"
 UNTRAINED = ("fixed_reply", "safety_prompt")
 TRAINED = ("refusal_head", "steering", "soft_prompt", "candidate_reranking")
-ROOM = 16
+ADAPTER_STEPS = 80
+ROOM = 48
 """Rows that decode together."""
 
 
-def artifact(method: str, model: str, *, name: str) -> Path:
-    """Return a trained responder's folder; it is trained if it is not there."""
-    folder = cache_folder() / "trained" / name / method
-    if not (folder / MANIFEST).is_file():
-        tell(f"training {method}")
-        train(load("trainers", method)(), written.load("train"), Run(model, report=_tell), folder)
-    return folder
+def responder_lines(model: str) -> list[str]:
+    """Return the responders that are compared; what has to be trained is.
 
-
-def responder_lines(model: str, *, name: str) -> list[str]:
-    """Return the responders that are compared; what has to be trained is."""
-    trained = [f"{method}:{artifact(method, model, name=name)}" for method in TRAINED]
-    return [*UNTRAINED, *trained]
+    The adapter is `sft` on the replies that ship: refusals, and answers to look-alikes.
+    """
+    sft = SftTrainer(learning_rate=LEARNING_RATE, steps=ADAPTER_STEPS)
+    adapter = trained_folder(sft, replies.load("train"), model, artifact_folder("sft", model))
+    trained = [f"{method}:{trained_by_default(method, model)}" for method in TRAINED]
+    return [*UNTRAINED, *trained, f"adapter:{adapter}"]
 
 
 def parser_of(description: str | None) -> argparse.ArgumentParser:
@@ -61,11 +59,6 @@ def parser_of(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--max-tokens", type=int, default=48, help="of a reply")
     parser.add_argument("--share", type=float, default=1.0, help="of the prompts")
     return parser
-
-
-def _tell(progress: Progress) -> None:
-    if progress.done in (1, progress.total):
-        tell(f"{progress.stage}: {progress.done} of {progress.total}")
 
 
 def by_source(cases: Cases) -> Mapping[str, Sequence[Example]]:
@@ -91,7 +84,7 @@ def main() -> None:
     gate = gate_of(options.model, options.detector)
     engine = TransformersEngine.load(options.model, max_batch=ROOM)
     name = engine.model_id.name
-    lines = options.responders or responder_lines(options.model, name=name)
+    lines = options.responders or responder_lines(options.model)
     study = Responders(
         responders=tuple(lines),
         detector=gate,

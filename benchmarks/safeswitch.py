@@ -13,13 +13,14 @@ and demur's own. All is measured on sets that nothing was fitted on; replies are
 import argparse
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.arms import Arms, held_out_cases, tell
+from benchmarks.arms import Arms, held_out_cases
+from benchmarks.artifacts import trained_by_default
 from benchmarks.machine import describe_machine
 from benchmarks.results_files import RESULTS, keep
 from benchmarks.safeswitch_report import report
@@ -35,26 +36,20 @@ from benchmarks.safeswitch_stages import (
     under_two_systems,
     unsafe_to_learn_from,
 )
-from demur.core.folders import MANIFEST
 from demur.core.readings import Array
 from demur.core.reads import PilotTokens
 from demur.core.trained import Trained
-from demur.core.training import Progress, Run
 from demur.core.types import Chat
-from demur.datasets import written
 from demur.datasets.demur_data import DemurData
 from demur.engines.transformers import TransformersEngine
 from demur.guard.loading import find_artifact
 from demur.metrics.auroc import auroc
 from demur.metrics.group_bootstrap import GroupBootstrap
 from demur.modeling.chat import ChatRenderer
-from demur.modeling.gguf import cache_folder
 from demur.modeling.tentative import TentativeReads
 from demur.studies._arms import Arm, arm_rows, paired_change
 from demur.studies._cases import Cases
 from demur.studies._outcomes import Outcomes
-from demur.trainers.refusal_head import RefusalHeadTrainer
-from demur.workflows.train import train
 
 MAX_TOKENS = 48
 NUM_TIMED = 20
@@ -72,7 +67,6 @@ def measure(model: str, detector: str, *, share: float, num_learnt: int) -> dict
     started = time.perf_counter()
     data = DemurData()
     cases = held_out_cases(data, share=share)
-    folder = cache_folder() / "benchmarks" / "safeswitch" / Path(model).stem
     arms = Arms(model, cases, detector=detector, max_tokens=MAX_TOKENS)
     stage_one = find_artifact(detector, arms.engine.model_id)
     base = arms.base()
@@ -94,8 +88,9 @@ def measure(model: str, detector: str, *, share: float, num_learnt: int) -> dict
     if are_varied(replies):
         found["stage_two"][name] = probe(arms.engine, replies)
     found["pilot"] = _pilot_cost(arms.engine, arms.chats[:NUM_TIMED])
-    found["head"] = _train_head(model, folder / "head")
-    always = arms.under(f"refusal_head:{folder / 'head'}")
+    head = trained_by_default("refusal_head", model)
+    found["head"] = _about(head)
+    always = arms.under(f"refusal_head:{head}")
     gates = gates_of(arms.engine, stage_one, learnt, cases.examples)
     found |= _compared(base, always, gates, cases)
     found["seconds"] = time.perf_counter() - started
@@ -120,33 +115,14 @@ def _pilot_cost(engine: TransformersEngine, chats: Sequence[Chat]) -> dict[str, 
     return {"prompt_ms": prompt, "with_pilot_ms": whole}
 
 
-def _train_head(model: str, out: Path) -> dict[str, Any]:
-    """Train the refusal head on written prompts unless it lies there, and return what it says."""
-    trainer = RefusalHeadTrainer()
-    if not (out / MANIFEST).is_file() or _made_by(out) != trainer.hyper_parameters():
-        train(trainer, written.load("train"), Run(model, report=_show()), out)
-    provenance = Trained.read(out).provenance
+def _about(head: Path) -> dict[str, Any]:
+    """Return what a refusal head says of itself."""
+    provenance = Trained.read(head).provenance
     return {
         "hyper_parameters": provenance["hyper_parameters"],
         "metrics": provenance["metrics"],
-        "megabytes": (out / "model.safetensors").stat().st_size / 1e6,
+        "megabytes": (head / "model.safetensors").stat().st_size / 1e6,
     }
-
-
-def _made_by(out: Path) -> Any:
-    return Trained.read(out).provenance["hyper_parameters"]
-
-
-def _show() -> Callable[[Progress], None]:
-    """Return what tells of each stage as it begins and ends."""
-    last = [""]
-
-    def show(progress: Progress) -> None:
-        if progress.stage != last[0] or progress.done == progress.total:
-            tell(f"head: {progress.stage} {progress.done} of {progress.total}")
-            last[0] = progress.stage
-
-    return show
 
 
 def _compared(

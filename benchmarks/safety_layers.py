@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.adapters import trained_folder, training_metrics
 from benchmarks.arms import Arms, held_out_cases, tell
+from benchmarks.artifacts import trained_folder, training_metrics
 from benchmarks.gate import gate_of
 from benchmarks.machine import describe_machine
 from benchmarks.results_files import RESULTS, keep

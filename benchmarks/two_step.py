@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.adapters import LEARNING_RATE, trained_folder, training_metrics
 from benchmarks.arms import Arms, tell
+from benchmarks.artifacts import LEARNING_RATE, trained_folder, training_metrics
 from benchmarks.gate import gate_of
 from benchmarks.machine import describe_machine
 from benchmarks.results_files import RESULTS, keep

@@ -17,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 
-from benchmarks.arms import drawn, short_prompts
+from benchmarks.arms import drawn, drawn_sets, short_prompts
 from benchmarks.derta_rows import with_both_replies
 from demur.core.examples import Example
 from demur.core.readings import Array
@@ -127,11 +127,7 @@ def cells_of(data: DemurData, *, share: float = 1.0) -> Cells:
         data: The collection.
         share: Of the number of each set, over 0; one prompt a set stays.
     """
-    plain = [
-        example
-        for name, number in PLAIN.items()
-        for example in drawn(short_prompts(data, name, "test_ood", "unsafe"), number, share=share)
-    ]
+    plain = drawn_sets(data, PLAIN, "test_ood", "unsafe", share=share)
     found: dict[str, tuple[Kind, list[Example]]] = {
         "plain": ("plain", plain),
         "wrapped": ("wrapped", wrapped(plain, framings("seen"))),

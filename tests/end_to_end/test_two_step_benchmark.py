@@ -105,7 +105,7 @@ def test_a_run_compares_all_arms_and_a_second_one_draws_nothing_anew(
     def must_not(*_arguments: object, **_named: object) -> None:
         raise AssertionError("it was there before")
 
-    monkeypatch.setattr("benchmarks.adapters.train", must_not)
+    monkeypatch.setattr("benchmarks.artifacts.train", must_not)
     monkeypatch.setattr("benchmarks.two_step_utility.measured", must_not)
     drawn = {path: path.read_bytes() for path in (tmp_path / "cache").rglob("*.jsonl")}
     again = run()

@@ -1,10 +1,10 @@
-"""Adapters of benchmarks are trained once, and anew for other rows or hyper-parameters."""
+"""Artifacts of benchmarks are trained once, and anew for other rows or hyper-parameters."""
 
 from pathlib import Path
 
 import pytest
 
-from benchmarks.adapters import trained_folder, training_metrics
+from benchmarks.artifacts import trained_folder, training_metrics
 from demur.core.adapters import WEIGHTS
 from demur.core.examples import Example
 from demur.core.types import Chat

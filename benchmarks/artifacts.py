@@ -1,4 +1,4 @@
-"""Trains the adapters of benchmarks, each once: what lies in the user's cache is not made again."""
+"""Trains what benchmarks compare, each once: what lies in the user's cache is not made again."""
 
 import json
 from collections.abc import Sequence
@@ -9,9 +9,12 @@ from typing import Any
 from benchmarks.arms import tell
 from demur.core.examples import Example
 from demur.core.folders import MANIFEST, read_manifest
+from demur.core.registry import load
 from demur.core.trained import KIND
 from demur.core.training import Progress, Run, Trainer
 from demur.core.types import Dtype
+from demur.datasets import written
+from demur.modeling.gguf import cache_folder
 from demur.workflows.fit import describe_set
 from demur.workflows.train import train
 
@@ -22,7 +25,7 @@ LEARNING_RATE = 1e-3
 def trained_folder(
     trainer: Trainer, rows: Sequence[Example], model: str, out: Path, *, dtype: Dtype = "auto"
 ) -> Path:
-    """Return an adapter's folder; it is trained unless it lies there, made alike of the same rows.
+    """Return an artifact's folder; it is trained unless it lies there, made alike of the same rows.
 
     A training that was stopped goes on where it was.
 
@@ -39,8 +42,24 @@ def trained_folder(
     return out
 
 
+def artifact_folder(method: str, model: str) -> Path:
+    """Return where the artifact lies that a trainer makes of the prompts that ship.
+
+    Args:
+        method: The trainer's name.
+        model: As `--model` takes it.
+    """
+    return cache_folder() / "trained" / Path(model).stem / method
+
+
+def trained_by_default(method: str, model: str) -> Path:
+    """Return the folder of what a trainer makes of the prompts that ship, with its defaults."""
+    trainer = load("trainers", method)()
+    return trained_folder(trainer, written.load("train"), model, artifact_folder(method, model))
+
+
 def training_metrics(folder: Path) -> dict[str, Any]:
-    """Return what was measured while an adapter was trained."""
+    """Return what was measured while an artifact was trained."""
     return dict(_provenance(folder)["metrics"])
 
 
@@ -56,6 +75,6 @@ def _provenance(out: Path) -> dict[str, Any]:
 
 def _show(name: str, progress: Progress) -> None:
     """Tell of every tenth step."""
-    if progress.done % 10 == 0 or progress.done == progress.total:
+    if progress.done % 10 == 0 or progress.done in (1, progress.total):
         loss = "" if progress.loss is None else f", loss {progress.loss:.3f}"
         tell(f"{name}: {progress.stage} {progress.done} of {progress.total}{loss}")
