@@ -1,6 +1,7 @@
 """A tiny random model in vLLM, once a process: starting it takes longer than all its tests."""
 
 import tempfile
+from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from demur.core.interventions import UseAdapter
 from demur.core.protocols import Engine
 from demur.core.readout import LinearReadout
 from demur.core.reads import CaptureSpec
@@ -60,17 +62,19 @@ def model_folder() -> Path:
     return folder
 
 
-def make(*, max_batch: int = 8, **options: Any) -> Any:
+def make(*, max_batch: int = 8, adapters: Sequence[UseAdapter] = (), **options: Any) -> Any:
     """Return a new engine of the tiny model.
 
     Args:
         max_batch: Most requests at a time.
+        adapters: Of flagged requests.
         options: Fields of vLLM's `EngineArgs`.
     """
     is_eager = options.pop("is_eager", True)
     return load("engines", "vllm").load(
         model_folder(),
         readouts=unit_readouts(LAST, USER),
+        adapters=adapters,
         dtype="float32",
         max_batch=max_batch,
         is_eager=is_eager,

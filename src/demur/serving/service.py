@@ -13,8 +13,11 @@ from functools import partial
 from typing import Any
 
 from demur.core import registry
+from demur.core.adapters import LoraFolder
 from demur.core.errors import DemurError, ModelMismatchError
+from demur.core.interventions import UseAdapter
 from demur.core.protocols import Engine, PrefixCachingEngine
+from demur.core.types import ModelId
 from demur.engines.transformers import TransformersEngine
 from demur.guard import Guard, fingerprint
 from demur.guard.loading import Opened, open_detector, readouts_of
@@ -22,6 +25,7 @@ from demur.guard.monitor import ReplyMonitor
 from demur.guard.packaged import FALLBACK, PACKAGED, responder_line
 from demur.guard.responding import load_mid_reply, load_responder, route_of
 from demur.guard.routes import FlaggedTo
+from demur.responders.adapter import Adapter
 from demur.responders.fixed_reply import FixedReply
 from demur.serving.errors import ApiError
 from demur.serving.metrics import Metrics
@@ -84,7 +88,8 @@ def _engine(settings: Settings) -> Engine:
     """Load the engine that the settings name.
 
     Raises:
-        CapabilityError: A detector is not linear, and the engine is vLLM.
+        CapabilityError: A detector is not linear, or an adapter cannot be run, and the engine is
+            vLLM.
         ConfigError: There is no such model.
         MissingPackageError: vLLM is not installed.
     """
@@ -95,12 +100,23 @@ def _engine(settings: Settings) -> Engine:
     engine: Engine = registry.load("engines", settings.engine).load(
         settings.model,
         readouts=partial(readouts_of, settings.detectors),
+        adapters=partial(_adapters, settings),
         dtype=settings.dtype,
         max_batch=settings.limits.max_batch,
         max_tokens=settings.vllm.max_model_len,
         is_eager=settings.vllm.enforce_eager,
     )
     return engine
+
+
+def _adapters(settings: Settings, model_id: ModelId) -> Sequence[UseAdapter]:
+    """Return what vLLM has to load; without being asked it gets no adapter, which would slow it."""
+    line = settings.responder
+    if settings.on_flagged != "respond" or route_of(line) != LoraFolder.method:
+        return ()
+    responder = load_responder(line, model_id)
+    assert isinstance(responder, Adapter), "the method of that name"
+    return responder.returns
 
 
 def _responder_line(settings: Settings, engine: Engine) -> str:

@@ -4,13 +4,21 @@ import gc
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
+from vllm.lora.request import LoRARequest
 from vllm.outputs import RequestOutput
 from vllm.v1.engine.llm_engine import LLMEngine
 
 from demur.core.errors import CapabilityError, DataError
-from demur.core.interventions import EndReply, Intervention, PrependText, ReplyWith
+from demur.core.interventions import (
+    EndReply,
+    Intervention,
+    PrependText,
+    ReplyWith,
+    UseAdapter,
+)
 from demur.core.protocols import Done, Event, Request, Scored, Switched
 from demur.core.readings import Array, Readings
 from demur.core.readout import LinearReadout
@@ -20,6 +28,7 @@ from demur.engines._columns import Columns, spans_of
 from demur.engines._monitoring import failed
 from demur.engines._text import TextStream, text_events
 from demur.engines._waiting import Waiting
+from demur.engines.vllm.adapters import LoraRequests, engine_arguments, load_adapters
 from demur.engines.vllm.arguments import guarded
 from demur.engines.vllm.prefixes import NEEDED_FROM, limit_hits, needed_from
 from demur.engines.vllm.rows import Known, Row, sampling_params
@@ -30,6 +39,7 @@ from demur.modeling.load import load, locate
 CAPABILITIES: frozenset[type] = frozenset({CaptureSpec, Texts, ReplyWith, EndReply, PrependText})
 LAST = CaptureSpec((-1,))
 ReadoutsOf = Callable[[ModelId], Sequence[LinearReadout]]
+AdaptersOf = Callable[[ModelId], Sequence[UseAdapter]]
 
 
 class VllmEngine:
@@ -40,16 +50,24 @@ class VllmEngine:
         columns: What its model computes.
         known: What transformers told of the model.
         max_batch: Most requests that vLLM is given at a time.
+        adapters: Those that it has loaded.
     """
 
     def __init__(
-        self, engine: LLMEngine, columns: Columns, *, known: Known, max_batch: int
+        self,
+        engine: LLMEngine,
+        columns: Columns,
+        *,
+        known: Known,
+        max_batch: int,
+        adapters: LoraRequests = MappingProxyType({}),
     ) -> None:
         self._engine = engine
         self._columns = columns
         self._known = known
         self._tokenizer = known.tokenizer
         self._max_batch = max_batch
+        self._adapters = adapters
         self._block_size = int(engine.vllm_config.cache_config.block_size)
         self._rows: dict[str, Row] = {}
         self.num_cache_bypassed = 0
@@ -62,6 +80,7 @@ class VllmEngine:
         source: str | Path = "embedded",
         *,
         readouts: Sequence[LinearReadout] | ReadoutsOf = (),
+        adapters: Sequence[UseAdapter] | AdaptersOf = (),
         dtype: Dtype = "auto",
         max_batch: int = 32,
         max_tokens: int | None = None,
@@ -75,6 +94,8 @@ class VllmEngine:
         Args:
             source: `embedded`, a folder, a `.gguf` file, or a name on the model hub.
             readouts: Of all detectors to serve, or what names them once the model is known.
+            adapters: All that flagged requests may be answered under, likewise. With any, vLLM
+                compiles nothing without a GPU.
             dtype: `auto` is what the transformers engine would take.
             max_batch: Most requests at a time.
             max_tokens: The context; None is the model's own.
@@ -82,13 +103,14 @@ class VllmEngine:
             options: More fields of vLLM's `EngineArgs`.
 
         Raises:
-            CapabilityError: A read-out cannot be computed inside the model, or an option is one
-                that demur does not guard.
+            CapabilityError: A read-out cannot be computed inside the model, an adapter cannot be
+                run, or an option is one that demur does not guard.
             ConfigError: There is no such model, or it has no chat template.
         """
         loaded = load(source, dtype=dtype, device="cpu")
         found = readouts(loaded.model_id) if callable(readouts) else readouts
         columns = Columns.of(found, num_blocks=len(loaded.parts.blocks))
+        run = adapters(loaded.model_id) if callable(adapters) else adapters
         known = Known(
             ChatRenderer.of(loaded), loaded.tokenizer, loaded.model_id, loaded.end_token_ids
         )
@@ -104,16 +126,24 @@ class VllmEngine:
                 "max_num_seqs": max_batch,
                 "enforce_eager": is_eager,
                 "disable_log_stats": True,
+                **engine_arguments(run),
                 **(options or {}),
             },
         )
         engine = LLMEngine.from_engine_args(args)
         limit_hits(engine)
-        return cls(engine, columns, known=known, max_batch=max_batch)
+        slots = load_adapters(engine, run)
+        return cls(engine, columns, known=known, max_batch=max_batch, adapters=slots)
 
     def taking(self, max_batch: int) -> Self:
         """Return an engine that hands the same vLLM so many requests at a time, not at once."""
-        return type(self)(self._engine, self._columns, known=self._known, max_batch=max_batch)
+        return type(self)(
+            self._engine,
+            self._columns,
+            known=self._known,
+            max_batch=max_batch,
+            adapters=self._adapters,
+        )
 
     @property
     def reader(self) -> Reader:
@@ -135,9 +165,10 @@ class VllmEngine:
     def capabilities(self) -> frozenset[type]:
         """The reads and interventions that this engine can do.
 
-        Of captures those alone that one of its read-outs has: see `engines._columns`.
+        Of captures those alone that one of its read-outs has: see `engines._columns`. Of adapters
+        those that were named when it was loaded.
         """
-        return CAPABILITIES
+        return CAPABILITIES | {UseAdapter} if self._adapters else CAPABILITIES
 
     @property
     def max_tokens(self) -> int:
@@ -239,7 +270,10 @@ class VllmEngine:
         params.skip_reading_prefix_cache = is_bypassed
         params.extra_args = {CONFIG_KEY: {"id": request.id, "spans": spans, NEEDED_FROM: first}}
         row.key = self._engine.add_request(
-            request.id, {"prompt_token_ids": list(prompt.token_ids)}, params
+            request.id,
+            {"prompt_token_ids": list(prompt.token_ids)},
+            params,
+            lora_request=row.adapter,
         )
         self._rows[request.id] = row
 
@@ -331,13 +365,24 @@ class VllmEngine:
             first = len(request.prompt)
             return [*text_events(self._tokenizer, request.id, intervention.text, first=first)]
         try:
-            assert isinstance(intervention, PrependText), "the guard checked the capabilities"
-            row.prompt = self._under(request.prompt, intervention.text)
+            if isinstance(intervention, UseAdapter):
+                row.adapter = self._loaded(intervention)
+            else:
+                assert isinstance(intervention, PrependText), "the guard checked the capabilities"
+                row.prompt = self._under(request.prompt, intervention.text)
             row.intervention = None
             self._submit(row)
         except Exception as error:  # one request's failure is its own
             return [failed(request, error)]
         return []
+
+    def _loaded(self, intervention: UseAdapter) -> LoRARequest | None:
+        if intervention not in self._adapters:
+            raise CapabilityError(
+                f"the engine has not loaded {intervention.adapter.folder} at scale "
+                f"{intervention.scale:g}: name it when the engine is loaded"
+            )
+        return self._adapters[intervention]
 
     def _under(self, prompt: Prompt, text: str) -> Prompt:
         try:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vllm import SamplingParams
+from vllm.lora.request import LoRARequest
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
 
@@ -41,6 +42,8 @@ class Row:
     told: list[Event] = field(default_factory=list)
     """What the judge has to say, once the step is over."""
     intervention: Intervention | None = None
+    adapter: LoRARequest | None = None
+    """Under which it is read again."""
     is_judged: bool = False
     num_drawn: int = 0
 

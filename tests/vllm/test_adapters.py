@@ -1,0 +1,108 @@
+"""Adapters inside vLLM: flagged requests have transformers' replies, others keep their own."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from demur.core.errors import CapabilityError
+from demur.core.interventions import Intervention, UseAdapter
+from demur.core.protocols import Done, Engine, Request, TokenOut
+from demur.core.types import Chat, Sampling
+from demur.engines.transformers import TransformersEngine
+from tests.adapters import lora
+from tests.vllm_engines import LAST, make, model_folder, needs_vllm, shared
+
+pytestmark = needs_vllm
+TEXTS = [f"Question {n}: why is the sky blue at noon, and red {'very ' * n}late?" for n in range(6)]
+
+
+@pytest.fixture(scope="module")
+def plain() -> TransformersEngine:
+    return TransformersEngine.load(model_folder(), dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def adapters(plain: TransformersEngine, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Return two adapters of different ranks and blocks, and the first at half its strength."""
+    folder = tmp_path_factory.mktemp("adapters")
+    first = lora(folder / "a", plain.loaded, rank=4).ref
+    second = lora(folder / "b", plain.loaded, rank=9, layers=[2, 3], seed=1, use_rslora=True).ref
+    return [UseAdapter(first), UseAdapter(second), UseAdapter(first, 0.5)]
+
+
+@pytest.fixture(scope="module")
+def engine(adapters: Sequence[UseAdapter]) -> Any:
+    return make(max_batch=8, adapters=[*adapters, replace(adapters[0], scale=0.0)])
+
+
+def replies(engine: Engine, decisions: Sequence[Intervention | None]) -> list[list[int]]:
+    """Return the tokens of replies, all drawn together."""
+    tokens: dict[str, list[int]] = {str(n): [] for n in range(len(decisions))}
+    requests = [
+        Request(
+            str(n),
+            engine.render(Chat.from_text(TEXTS[n])),
+            Sampling(max_tokens=12),
+            (LAST,),
+            lambda _, of=of: of,  # type: ignore[misc]
+        )
+        for n, of in enumerate(decisions)
+    ]
+    for event in engine.run(requests):
+        assert not (isinstance(event, Done) and event.reason == "error"), event
+        if isinstance(event, TokenOut):
+            tokens[event.id].append(event.token_id)
+    return list(tokens.values())
+
+
+def test_a_mixed_batch_has_the_replies_of_transformers(
+    engine: Any, plain: TransformersEngine, adapters: Sequence[UseAdapter]
+) -> None:
+    mixed = [None, adapters[0], adapters[1], None, adapters[2], replace(adapters[0], scale=0.0)]
+    expected = replies(plain, mixed)
+    assert replies(engine, mixed) == expected
+    bare = replies(plain, [None] * 6)
+    assert [a == b for a, b in zip(expected, bare, strict=True)] == [
+        True, False, False, True, False, True,
+    ]  # fmt: skip
+
+
+def test_requests_that_pass_have_the_tokens_of_an_engine_without_adapters(
+    engine: Any, adapters: Sequence[UseAdapter]
+) -> None:
+    expected = replies(shared(8), [None] * 6)
+    assert replies(engine, [None] * 6) == expected
+    found = replies(engine, [None, None, adapters[0], None, None, adapters[1]])
+    assert [found[n] for n in (0, 1, 3, 4)] == [expected[n] for n in (0, 1, 3, 4)]
+
+
+def test_an_adapter_that_was_not_named_is_an_error_of_its_request(
+    engine: Any, adapters: Sequence[UseAdapter]
+) -> None:
+    request = Request(
+        "0",
+        engine.render(Chat.from_text(TEXTS[0])),
+        Sampling(max_tokens=4),
+        (LAST,),
+        lambda _: replace(adapters[0], scale=0.7),
+    )
+    *_, done = engine.run([request])
+    assert isinstance(done, Done)
+    assert "name it when the engine is loaded" in (done.error or "")
+
+
+def test_only_an_engine_with_adapters_says_that_it_runs_them(engine: Any) -> None:
+    assert UseAdapter in engine.capabilities
+    assert UseAdapter in engine.taking(2).capabilities
+    assert UseAdapter not in shared(8).capabilities
+
+
+def test_a_rank_that_vllm_does_not_run_is_refused(
+    plain: TransformersEngine, tmp_path: Path
+) -> None:
+    wide = lora(tmp_path / "wide", plain.loaded, rank=600, layers=[0]).ref
+    with pytest.raises(CapabilityError, match="rank 600: vLLM runs at most 512"):
+        make(adapters=[UseAdapter(wide)])
