@@ -25,7 +25,7 @@ import demur
 from benchmarks.alternating import CLOCKS, alternate, median_interval, summary
 from benchmarks.machine import describe_machine
 from benchmarks.overhead import ONE_TOKEN, chat_of_length
-from benchmarks.rerouting_ways import IN_VLLM, PASSES, SLACK, Way, ways
+from benchmarks.rerouting_ways import IN_VLLM, PASSES, SLACK, Way, under_an_adapter, ways
 from benchmarks.vllm_prompts import shared_text
 from benchmarks.vllm_steps import counting
 from demur.core import registry
@@ -179,12 +179,26 @@ def read_of(loaded: LoadedModel) -> CaptureSpec:
 
 
 def in_vllm(loaded: LoadedModel, options: argparse.Namespace) -> dict[str, Any]:
-    """Return the rows of the vLLM engine, with and without a system message to begin with."""
+    """Return the rows of the vLLM engine, with and without a system message to begin with.
+
+    An adapter has an engine of its own: where one is loaded, vLLM compiles nothing without a GPU.
+    """
+    found = _rows_in_vllm(loaded, options, IN_VLLM)
+    with tempfile.TemporaryDirectory(prefix="demur-rerouting-") as folder:
+        adapter = under_an_adapter(loaded, Path(folder) / "adapter", 0, "in all blocks")
+        beside = _rows_in_vllm(loaded, options, [PASSES, adapter])
+    return {**found, **{f"{prompt}, an adapter loaded": of for prompt, of in beside.items()}}
+
+
+def _rows_in_vllm(
+    loaded: LoadedModel, options: argparse.Namespace, of: Sequence[Way]
+) -> dict[str, Any]:
     read = read_of(loaded)
     weights = np.ones((1, loaded.parts.d_model), np.float32)
     engine: Any = registry.load("engines", "vllm").load(
         options.model,
         readouts=[LinearReadout({read: weights}, 0.0)],
+        adapters=[way.intervention for way in of if isinstance(way.intervention, UseAdapter)],
         max_batch=1,
         max_tokens=2048,
         is_eager=options.eager,
@@ -206,7 +220,7 @@ def in_vllm(loaded: LoadedModel, options: argparse.Namespace) -> dict[str, Any]:
             ask(engine, prompt, read, way)
 
         found[f"{len(prompt)} tokens{where}"] = rows(
-            IN_VLLM,
+            of,
             run,
             partial(tokens_in_vllm, engine),
             rounds=options.rounds,

@@ -73,10 +73,25 @@ def ways(loaded: LoadedModel, folder: Path, *, read_layer: int) -> list[Way]:
         ("below the read layer", read_layer // 2),
         ("in all blocks", 0),
     ):
-        adapter = UseAdapter(adapter_from(loaded, folder / f"adapter-{first}", first).ref)
-        name = f"adapter {where}, blocks {first} to {num_blocks - 1}"
-        found.append(Way(name, adapter, (num_blocks - first) / num_blocks))
+        found.append(under_an_adapter(loaded, folder / f"adapter-{first}", first, where))
     return found
+
+
+def under_an_adapter(loaded: LoadedModel, folder: Path, first: int, where: str) -> Way:
+    """Return the way of an adapter of all blocks from one on.
+
+    Args:
+        loaded: The model.
+        folder: Gets the adapter.
+        first: Its first block, 0-based.
+        where: What the name says of it.
+    """
+    num_blocks = len(loaded.parts.blocks)
+    return Way(
+        f"adapter {where}, blocks {first} to {num_blocks - 1}",
+        UseAdapter(adapter_from(loaded, folder, first).ref),
+        (num_blocks - first) / num_blocks,
+    )
 
 
 def _random(*shape: int) -> Tensor:
