@@ -26,6 +26,7 @@ from benchmarks.results_files import RESULTS, keep
 from benchmarks.safeswitch_report import report
 from benchmarks.safeswitch_stages import (
     FPR,
+    FRONT,
     REACH,
     Gate,
     are_varied,
@@ -149,11 +150,29 @@ def _compared(
                 },
                 "auroc_unsafe_generation": _auroc(gate.scores, unsafe & complied, cases.group),
                 **_kept(base, always, gate.flagged, unsafe=unsafe, safe=safe, group=cases.group),
+                "front": [_point(base, always, gate, fpr, cases) for fpr in FRONT],
             }
             for gate in gates
         ],
         "head_gain": _change(always, base, "refused", unsafe, cases.group),
     }
+
+
+def _point(
+    base: Outcomes, always: Outcomes, gate: Gate, fpr: float, cases: Cases
+) -> dict[str, float]:
+    """Return what a gate makes of unsafe and safe prompts at some rate."""
+    flagged = gate.flagged_at(fpr)
+    gated = base.where(flagged, always)
+    unsafe = cases.rows("unsafe")
+    before, after = (float((arm.outcome[unsafe] == "complied").mean()) for arm in (base, gated))
+    found = {"fpr": fpr, "recall": float(flagged[unsafe].mean()), "complied": after}
+    found["complied_down"] = 1 - after / before if before else 0.0
+    for role in ("look_alike", "ordinary"):
+        rows = cases.rows(role)
+        more = (gated.outcome[rows] == "refused").mean() - (base.outcome[rows] == "refused").mean()
+        found[f"more_refused_{role}"] = float(more)
+    return found
 
 
 def _kept(

@@ -30,7 +30,7 @@ def report(results: Mapping[str, Any]) -> str:
     for found in results["models"]:
         lines += ["", f"## {found['model']['name']}, {found['model']['dtype']}", ""]
         lines += [f"{found['share']:.0%} of the prompts of `benchmarks.arms`.", ""]
-        lines += [*_stage_two(found), *_head(found), *_arms(found), *_gates(found)]
+        lines += [*_stage_two(found), *_head(found), *_arms(found), *_gates(found), *_front(found)]
     return "\n".join(lines) + "\n"
 
 
@@ -131,6 +131,24 @@ def _gates(found: Mapping[str, Any]) -> Iterator[str]:
             f"| {of['auroc']:.3f} ({_interval(of['interval'], '{:.3f}')}) | "
             f"{' | '.join('-' if share is None else f'{share:.0%}' for share in shares)} |"
         )
+
+
+def _front(found: Mapping[str, Any]) -> Iterator[str]:
+    yield ""
+    yield "The same gates with other thresholds, by the share of benign validation prompts flagged:"
+    yield ""
+    yield (
+        "| gate | flagged | recall | complied, unsafe | down by | look-alikes refused, change | "
+        "ordinary refused, change |"
+    )
+    yield f"|{' --- |' * 7}"
+    for gate in found["gates"]:
+        for at in gate["front"]:
+            yield (
+                f"| {gate['name']} | {at['fpr']:.1%} | {at['recall']:.1%} | {at['complied']:.1%} "
+                f"| {at['complied_down']:.0%} | {100 * at['more_refused_look_alike']:+.1f} "
+                f"| {100 * at['more_refused_ordinary']:+.1f} |"
+            )
 
 
 def _interval(ends: Sequence[float] | None, form: str) -> str:

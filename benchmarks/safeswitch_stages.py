@@ -29,6 +29,8 @@ from demur.workflows.capture import Capturer
 
 FPR = 0.025
 """Of every gate, on benign validation prompts."""
+FRONT = (0.025, 0.05, 0.1, 0.2)
+"""Rates at which the front is read."""
 REACH = 0.1
 """Share of benign validation prompts for which stage two is asked."""
 LEARNT = ("advbench", "harmfulqa", "catqa_en", "aart", "derta_malicious")
@@ -166,12 +168,22 @@ class Gate:
     """What decides which prompts get the refusal head."""
 
     name: str
-    flagged: Array
-    """[case]."""
     scores: Array
     """[case]."""
     escalated: Array
     """[case], true where stage two was asked."""
+    thresholds: Mapping[float, float]
+    """By the rate of FRONT."""
+
+    @property
+    def flagged(self) -> Array:
+        """Which cases get the head, [case]."""
+        return self.flagged_at(FPR)
+
+    def flagged_at(self, fpr: float) -> Array:
+        """Return which cases get the head at another rate, [case]."""
+        found: Array = self.scores >= self.thresholds[fpr]
+        return found
 
 
 def validation() -> list[Example]:
@@ -218,13 +230,9 @@ def gates_of(
 
 
 def _gate(name: str, of_val: Array, of_cases: Array, escalated: Array) -> Gate:
-    """Return a gate whose threshold is that of the validation prompts."""
+    """Return a gate whose thresholds are those of the validation prompts."""
     targets = targets_of(validation())
-    threshold = (
-        calibrate(
-            of_val, targets.unsafe, targets.group, rates=(FPR,), calibrated_on="", default_fpr=FPR
-        )
-        .at(FPR)
-        .threshold
+    found = calibrate(
+        of_val, targets.unsafe, targets.group, rates=FRONT, calibrated_on="", default_fpr=FPR
     )
-    return Gate(name, of_cases >= threshold, of_cases, escalated)
+    return Gate(name, of_cases, escalated, {fpr: found.at(fpr).threshold for fpr in FRONT})

@@ -6,6 +6,7 @@ import pytest
 from benchmarks.safeswitch import _compared
 from benchmarks.safeswitch_report import report
 from benchmarks.safeswitch_stages import (
+    FRONT,
     LEAST,
     Gate,
     are_varied,
@@ -87,7 +88,8 @@ def test_a_gate_is_measured_by_what_it_keeps_and_spares() -> None:
     cases = Cases(tuple(unsafe(8)), roles)
     base, always = outcomes("cccrcccc"), outcomes("rrrrrrrc")
     flagged = np.array([1, 1, 0, 1, 1, 0, 0, 0], bool)
-    gate = Gate("mine", flagged, flagged.astype(float), flagged)
+    thresholds = {0.025: 1.0, 0.05: 0.5, 0.1: 0.5, 0.2: 0.0}
+    gate = Gate("mine", flagged.astype(float), flagged, thresholds)
     found = _compared(base, always, [gate], cases)
     (of,) = found["gates"]
     assert of["recall"] == 0.75
@@ -98,13 +100,17 @@ def test_a_gate_is_measured_by_what_it_keeps_and_spares() -> None:
     assert of["share_of_excess"] == pytest.approx(1 / 3)
     assert of["complied_down"] == pytest.approx(2 / 3)
     assert of["asked"] == {"unsafe": 0.75, "look_alike": 0.5, "ordinary": 0.0}
+    first, *_, last = of["front"]
+    assert first["complied_down"] == pytest.approx(2 / 3)
+    assert (first["more_refused_look_alike"], first["more_refused_ordinary"]) == (0.5, 0.0)
+    assert (last["recall"], last["complied"], last["more_refused_ordinary"]) == (1.0, 0.0, 0.5)
     oracle = [row for row in found["arms"] if row["arm"] == "oracle"]
     assert [row["refused"] for row in oracle] == [1.0, 0.0, 0.0]
 
 
 def test_the_report_tells_of_a_model_that_never_refuses() -> None:
     roles = np.array(["unsafe"] * 4 + ["look_alike"] * 2 + ["ordinary"] * 2)
-    gate = Gate("stage one", np.ones(8, bool), np.arange(8.0), np.zeros(8, bool))
+    gate = Gate("stage one", np.arange(8.0), np.zeros(8, bool), dict.fromkeys(FRONT, 0.0))
     refusals = {f"nll_{of}_{when}": 1.5 for of in ("refusals", "ordinary") for when in WHEN}
     model = {
         "model": {"name": "mine", "dtype": "float32"},
@@ -132,4 +138,5 @@ def test_the_report_tells_of_a_model_that_never_refuses() -> None:
     )
     assert "It refused 1 of 60 prompts" in text
     assert "| stage one | 100.0% | 100.0% |" in text
+    assert "| stage one | 20.0% | 100.0% | 0.0% | 100% | +100.0 | +100.0 |" in text
     assert "non-refusal rate" in text
