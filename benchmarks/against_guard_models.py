@@ -22,11 +22,8 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
     DebertaV2Config,
     LlamaConfig,
-    Qwen2Config,
     Qwen3Config,
 )
 
@@ -34,6 +31,7 @@ from benchmarks.alternating import CLOCKS, Clock, alternate, summary
 from benchmarks.machine import describe_machine
 from benchmarks.overhead import ONE_TOKEN, chat_of_length
 from benchmarks.random_guards import random_guard, reads_of
+from benchmarks.shapes import LLAMA_1B, SERVED, make
 from demur.core.reads import CaptureSpec
 from demur.engines.transformers import TransformersEngine
 from demur.guard.exchange import plain_replies
@@ -46,17 +44,6 @@ NOT_RERUN = "published, not rerun"
 MOST = 0.02
 """The claim: of what the cheapest guard model adds, the guard adds less."""
 
-LLAMA_1B = {
-    "vocab_size": 128256,
-    "hidden_size": 2048,
-    "intermediate_size": 8192,
-    "num_hidden_layers": 16,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 8192,
-    "tie_word_embeddings": True,
-}
-
 
 @dataclass(frozen=True)
 class GuardModel:
@@ -68,28 +55,6 @@ class GuardModel:
     is_classifier: bool = False
 
 
-SERVED: dict[str, Callable[[], Any]] = {
-    "0.135B": lambda: LlamaConfig(
-        vocab_size=49152,
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        max_position_embeddings=8192,
-        tie_word_embeddings=True,
-    ),
-    "0.5B": lambda: Qwen2Config(
-        vocab_size=151936,
-        hidden_size=896,
-        intermediate_size=4864,
-        num_hidden_layers=24,
-        num_attention_heads=14,
-        num_key_value_heads=2,
-        tie_word_embeddings=True,
-    ),
-    "1B": lambda: LlamaConfig(**LLAMA_1B),
-}
 GUARD_MODELS = {
     "Prompt Guard 2 86M": GuardModel(
         lambda: DebertaV2Config(
@@ -132,13 +97,6 @@ GUARD_MODELS = {
         "CSSLab/SIREN, README",
     ),
 }
-
-
-def make(config: Any, *, dtype: torch.dtype, is_classifier: bool = False) -> Any:
-    """Return a model of random weights."""
-    torch.manual_seed(0)
-    factory = AutoModelForSequenceClassification if is_classifier else AutoModelForCausalLM
-    return factory.from_config(config, dtype=dtype).eval().requires_grad_(False)
 
 
 def read_once(model: Any, num_tokens: int, *, is_classifier: bool) -> None:

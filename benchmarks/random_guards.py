@@ -1,4 +1,4 @@
-"""Guards whose detectors have random weights and flag nothing, to see what they cost."""
+"""Detectors with random weights, and guards of them that flag nothing, to see what they cost."""
 
 from typing import Any
 
@@ -34,7 +34,7 @@ def random_guard(
     """
     config = engine.loaded.model.config
     reads = reads_of(config.num_hidden_layers, num_layers)
-    detectors = [_detector(reads, config.hidden_size, seed=n) for n in range(num_detectors)]
+    detectors = [random_detector(reads, config.hidden_size, seed=n) for n in range(num_detectors)]
     return Guard(
         engine,
         detectors,
@@ -43,7 +43,16 @@ def random_guard(
     )
 
 
-def _detector(reads: tuple[CaptureSpec, ...], d_model: int, *, seed: int) -> CalibratedDetector:
+def random_detector(
+    reads: tuple[CaptureSpec, ...], d_model: int, *, seed: int
+) -> CalibratedDetector:
+    """Return a linear detector that flags nothing.
+
+    Args:
+        reads: What it reads.
+        d_model: Width of the states.
+        seed: Of its weights.
+    """
     generator = np.random.default_rng(seed)
     state: dict[str, Any] = {"bias": np.zeros(1)}
     for number, read in enumerate(reads):

@@ -10,6 +10,10 @@ by round.
 
     .venv-vllm/bin/python -m benchmarks.throughput_vllm [--eager] [--rounds 9] [--max-tokens 32]
         [--streams 1,8,32] [--flagged 0,0.01,0.1] [--no-shared] [--no-native] [--clock processor]
+        [--shape 8B]
+
+`--shape` takes a model of that shape with random weights, such as one of 8B on a GPU, and a
+detector of random weights that flags a third of the prompts.
 
 The pooled reads of the packaged detector need all tokens of a prompt, so that `on` does not read
 the prefix cache; `on, last token` does.
@@ -35,6 +39,7 @@ from benchmarks.alternating import CLOCKS, alternate
 from benchmarks.elsewhere import Elsewhere, ElsewhereError
 from benchmarks.machine import describe_machine
 from benchmarks.serving_checks import MARGIN, forced_gap
+from benchmarks.shapes import SERVED, shape_folder
 from benchmarks.throughput_vllm_report import claims, markdown
 from benchmarks.vllm_arms import (
     DETECTORS,
@@ -46,8 +51,16 @@ from benchmarks.vllm_arms import (
     settings_of,
     sizes,
 )
+from benchmarks.vllm_extracting_arm import ExtractingArm, shared_memory
 from benchmarks.vllm_extraction import extracting
-from benchmarks.vllm_prompts import Pool, choose, guard_of, shared_text
+from benchmarks.vllm_prompts import (
+    Pool,
+    choose,
+    flagging_a_third,
+    guard_of,
+    random_weights,
+    shared_text,
+)
 from benchmarks.vllm_windows import (
     Asked,
     Difference,
@@ -59,6 +72,7 @@ from benchmarks.vllm_windows import (
     ratios,
     scores_apart,
 )
+from demur.engines.vllm import VllmEngine
 from demur.guard.calibrated import CalibratedDetector
 from demur.guard.loading import load_detector
 from demur.modeling.load import load
@@ -116,13 +130,24 @@ class Bench:
         say("starting vLLM")
         self.plain = plain_engine(**self.engine_sizes)
         say("starting the guarded vLLM")
-        self.guarded = guarded_engine(options.model, dtype, self.engine_sizes)
-        self.detector = load_detector(DETECTORS[0], self.guarded)
+        self.guarded, self.detector = self._guarded()
         self.off = Plain(self.plain, self.guarded._known, clock=options.clock)
         self.prompts: dict[bool, tuple[Pool, CalibratedDetector]] = {}
         self.differing: list[Difference] = []
 
-    def extracting(self, folder: str) -> "ExtractingArm":
+    def _guarded(self) -> tuple[VllmEngine, CalibratedDetector]:
+        """Return the guarded engine, and a detector that flags some prompts and others not."""
+        options = self.options
+        if not options.shape:
+            engine = guarded_engine(options.model, self.dtype, self.engine_sizes)
+            return engine, load_detector(DETECTORS[0], engine)
+        detector, readout = random_weights(options.model)
+        engine = guarded_engine(options.model, self.dtype, self.engine_sizes, readouts=[readout])
+        return engine, flagging_a_third(
+            engine, detector, seed=options.seed, most_tokens=options.prompt_tokens
+        )
+
+    def extracting(self, folder: str) -> ExtractingArm:
         """Return the arm of vLLM's own extraction.
 
         Raises:
@@ -260,45 +285,6 @@ class Bench:
         }
 
 
-class ExtractingArm:
-    """vLLM's own extraction, in a process of its own: it changes what all engines of one do.
-
-    Args:
-        other: Where it is.
-    """
-
-    def __init__(self, other: Elsewhere) -> None:
-        self._other = other
-
-    def reset(self) -> None:
-        """Empty the prefix cache."""
-        self._other.call("reset")
-
-    def ask(self, asked: Sequence[Asked], *, streams: int) -> Window:
-        """Answer requests."""
-        window: Window = self._other.call("ask", asked, streams=streams)
-        return window
-
-    def count(self, asked: Sequence[Asked], *, streams: int) -> tuple[Window, dict[str, int]]:
-        """Answer requests, and count what vLLM computes."""
-        found: tuple[Window, dict[str, int]] = self._other.call("count", asked, streams=streams)
-        return found
-
-    def how_it_runs(self) -> str:
-        """Say what had to be changed."""
-        said: str = self._other.call("how_it_runs")
-        return said
-
-    def close(self) -> None:
-        """End the process."""
-        self._other.close()
-
-
-def shared_memory() -> str | None:
-    """Return where files are kept in memory, as vLLM advises for states; None if nowhere."""
-    return "/dev/shm" if Path("/dev/shm").is_dir() else None
-
-
 def say(text: str) -> None:
     """Tell how far it is."""
     print(text, file=sys.stderr, flush=True)
@@ -324,13 +310,18 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             say(cell.name)
             cells.append(bench.measure(cell, native))
     return {
-        "command": "python -m benchmarks.throughput_vllm" + " --eager" * options.eager,
+        "command": "python -m benchmarks.throughput_vllm"
+        + " --eager" * options.eager
+        + f" --shape {options.shape}" * bool(options.shape),
         "demur": demur.__version__,
         "versions": {**library_versions("torch", "transformers"), "vllm": vllm.__version__},
         "machine": describe_machine(),
         "note": options.note,
         "model": bench.guarded.model_id.as_dict(),
-        "asked": {name: value for name, value in vars(options).items() if name != "out"},
+        "asked": {
+            **{name: value for name, value in vars(options).items() if name != "out"},
+            "model": Path(options.model).name,
+        },
         "settings": {OFF: settings_of(bench.plain), ON: settings_of(bench.guarded._engine)},
         "extraction": said,
         "cells": cells,
@@ -362,6 +353,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--flagged", type=_numbers(float), default=[0.0, 0.01, 0.1])
     parser.add_argument("--responder", default="safety_prompt", help="or fixed_reply")
     parser.add_argument("--model", default="embedded", help="the embedded one, a folder or a file")
+    parser.add_argument(
+        "--shape", choices=list(SERVED), help="a model and a detector of random weights instead"
+    )
     parser.add_argument("--dtype", default="auto", help="of the weights")
     parser.add_argument("--eager", action="store_true", help="compile nothing")
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
@@ -370,7 +364,10 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--note", default="", help="on the machine, such as what else runs")
     parser.add_argument("--out", type=Path, default=RESULTS, help="the folder of results")
     parser.add_argument("--json", action="store_true", help="print JSON instead of Markdown")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.shape:
+        options.model, options.native = str(shape_folder(options.shape)), False
+    return options
 
 
 def _numbers(of: Callable[[str], Any]) -> Callable[[str], list[Any]]:
@@ -382,7 +379,9 @@ def main() -> None:
     options = parsed()
     found = run(options)
     page = markdown(found)
-    name = "throughput_vllm_eager" if options.eager else "throughput_vllm"
+    name = f"throughput_vllm{'_eager' * options.eager}"
+    if options.shape:
+        name += f"_{options.shape}"
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / f"{name}.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     (options.out / f"{name}.md").write_text(page, encoding="utf-8")

@@ -42,6 +42,7 @@ def _head(found: Mapping[str, Any]) -> str:
     machine, asked, settings = found["machine"], found["asked"], found["settings"]["on"]
     versions = ", ".join(f"{name} {value}" for name, value in found["versions"].items())
     note = f" {found['note']}." if found["note"] else ""
+    detector = "a detector of random weights" if asked["shape"] else "the packaged detector"
     return (
         "# The guard inside vLLM\n\n"
         f"`{found['command']}` on {machine['cores']} cores of {machine['processor']}, "
@@ -49,8 +50,8 @@ def _head(found: Mapping[str, Any]) -> str:
         f"{found['model']['dtype']}, compilation {settings['compilation']}, "
         f"{asked['rounds']} rounds, seed {asked['seed']}, clock: {asked['clock']}.{note}\n\n"
         "`off` is vLLM's engine by itself, without taps, readings or a judge; `off again` is the "
-        "same engine once more: what it differs by is noise. `on` is the guarded engine with the "
-        "packaged detector, which reads the last token and the mean over the user's text; `on, "
+        "same engine once more: what it differs by is noise. `on` is the guarded engine with "
+        f"{detector}, which reads the last token and the mean over the user's text; `on, "
         "last token` has the first of the two alone, and may so read the prefix cache. Flagged "
         f"prompts are answered by `{asked['responder']}`; `off` answers them like any other. Rates "
         "and times are those of the replies to prompts that pass, with rendering and queue. Steps "

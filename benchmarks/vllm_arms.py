@@ -20,6 +20,7 @@ from benchmarks.alternating import CLOCKS
 from benchmarks.vllm_steps import counting
 from benchmarks.vllm_windows import Answer, Asked, Window
 from demur.core.protocols import Request
+from demur.core.readout import LinearReadout
 from demur.core.types import Prompt, Sampling
 from demur.engines.vllm import VllmEngine
 from demur.engines.vllm.rows import Known
@@ -104,11 +105,17 @@ def plain_engine(**options: Any) -> LLMEngine:
     return LLMEngine.from_engine_args(EngineArgs(**options))
 
 
-def guarded_engine(model: str, dtype: Any, options: dict[str, Any]) -> VllmEngine:
-    """Return the guarded one, for the packaged detector."""
+def guarded_engine(
+    model: str,
+    dtype: Any,
+    options: dict[str, Any],
+    *,
+    readouts: Sequence[LinearReadout] | None = None,
+) -> VllmEngine:
+    """Return the guarded one, for the packaged detector unless other read-outs are given."""
     return VllmEngine.load(
         model,
-        readouts=partial(readouts_of, DETECTORS),
+        readouts=partial(readouts_of, DETECTORS) if readouts is None else readouts,
         dtype=dtype,
         max_batch=options["max_num_seqs"],
         max_tokens=options["max_model_len"],

@@ -5,17 +5,19 @@ to one side of the threshold: what else is in a batch moves scores a little in b
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle, islice
 
 import numpy as np
+from transformers import AutoConfig
 
 from benchmarks.overhead import WORDS
-from benchmarks.random_guards import NEVER
+from benchmarks.random_guards import NEVER, random_detector, reads_of
 from demur.core.errors import DataError
 from demur.core.linear import LinearDetector
 from demur.core.protocols import Engine
 from demur.core.readings import Array
+from demur.core.readout import LinearReadout
 from demur.core.types import Chat
 from demur.datasets import starter, written
 from demur.detectors.linear import Linear
@@ -64,6 +66,35 @@ def last_only(of: CalibratedDetector, *, threshold: float = NEVER) -> Calibrated
 def shared_text(num_words: int) -> str:
     """Return a system message for all prompts."""
     return " ".join(islice(cycle(WORDS), num_words))
+
+
+def random_weights(model: str) -> tuple[CalibratedDetector, LinearReadout]:
+    """Return a detector for a model of random weights, which has none, and its read-out.
+
+    Args:
+        model: Its folder.
+    """
+    config = AutoConfig.from_pretrained(model)
+    found = random_detector(reads_of(config.num_hidden_layers), config.hidden_size, seed=0)
+    assert isinstance(found.detector, LinearDetector), "random weights are of linear ones"
+    return found, found.detector.readout()
+
+
+def flagging_a_third(
+    engine: Engine, detector: CalibratedDetector, *, seed: int, most_tokens: int
+) -> CalibratedDetector:
+    """Return a detector with a threshold that a third of the prompts reach.
+
+    Args:
+        engine: Scores them.
+        detector: With any threshold.
+        seed: Of their order.
+        most_tokens: Of a prompt.
+    """
+    guard = guard_of(engine, [detector], "fixed_reply")
+    some = list(islice(_candidates(engine, seed, most_tokens, None), 2 * AT_A_TIME))
+    scores = _scores(guard, some)[:, 0]
+    return replace(detector, threshold=float(np.quantile(scores, 2 / 3)))
 
 
 def choose(

@@ -1,5 +1,6 @@
 """The benchmarks of growth and of guard models: slopes, rounds, operations and claims."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,9 @@ from benchmarks import against_guard_models as against
 from benchmarks.alternating import alternate
 from benchmarks.random_guards import random_guard, reads_of
 from benchmarks.scaling import exponent, measure
+from benchmarks.shapes import SERVED, make, shape_folder
 from demur.core.reads import CaptureSpec
+from demur.core.types import Chat
 from demur.engines.transformers import TransformersEngine
 from tests.tiny import tiny
 
@@ -63,11 +66,27 @@ def test_an_arm_over_its_time_sits_out_after_two_rounds() -> None:
 @pytest.mark.parametrize("make_config", [LlamaConfig, Qwen3Config])
 def test_operations_are_those_of_the_products_and_of_attention(make_config: Any) -> None:
     num_tokens, width, inner, kv_width = 16, 32, 48, 16
-    model = against.make(make_config(**SHAPE), dtype=torch.float32)
+    model = make(make_config(**SHAPE), dtype=torch.float32)
     products = 2 * width * width + 2 * width * kv_width + 3 * width * inner
     attention = 4 * num_tokens * num_tokens * width
     expected = SHAPE["num_hidden_layers"] * (2 * num_tokens * products + attention)
     assert against.flops(model, num_tokens) == expected + 2 * SHAPE["vocab_size"] * width
+
+
+def test_a_shape_is_written_once_as_a_chat_model(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("DEMUR_CACHE", str(tmp_path))
+    monkeypatch.setattr("benchmarks.shapes.load", lambda _: tiny())
+    monkeypatch.setitem(SERVED, "tiny", lambda: LlamaConfig(**SHAPE))
+    folder = shape_folder("tiny")
+    engine = TransformersEngine.load(folder)
+    assert engine.loaded.model_id.dtype == "bfloat16"
+    assert engine.loaded.end_token_ids == tiny().end_token_ids
+    assert len(engine.render(Chat.from_text("How come?"))) > 8
+    written = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert shape_folder("tiny") == folder
+    assert written == {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
 
 
 def test_the_guards_operations_are_counted_by_read() -> None:

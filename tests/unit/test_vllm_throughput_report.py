@@ -59,7 +59,13 @@ def test_few_streams_and_flags_make_no_claim_and_the_page_shows_all_arms() -> No
             "versions": {"torch": "2"},
             "note": "",
             "model": {"name": "tiny", "dtype": "float32"},
-            "asked": {"rounds": 5, "seed": 0, "responder": "safety_prompt", "clock": "wall"},
+            "asked": {
+                "rounds": 5,
+                "seed": 0,
+                "responder": "safety_prompt",
+                "clock": "wall",
+                "shape": None,
+            },
             "settings": {
                 "on": {"compilation": "NONE", "max_num_batched_tokens": 256, "block_size": 128}
             },
