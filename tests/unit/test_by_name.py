@@ -51,6 +51,14 @@ def test_a_line_names_a_method_and_its_fields(
     assert (name.replace("-", "_"), fields) == expected
 
 
+def test_a_number_has_the_type_of_its_field_however_it_is_written() -> None:
+    found = [
+        by_name.parse(f"steering:folder,scale={text}", kind="responders")[1]["scale"]
+        for text in ("1", "1.0")
+    ]
+    assert [repr(value) for value in found] == ["1.0", "1.0"]
+
+
 @pytest.mark.parametrize("line", ["my-detector", "models/prompted:3", "pretrained", ""])
 def test_other_texts_are_no_lines(line: str) -> None:
     assert not by_name.is_line(line)

@@ -45,16 +45,20 @@ def parse(text: str, *, kind: str = "detectors") -> tuple[str, dict[str, Any]]:
     """
     name = method_in(text)
     method = cast(type[Any], registry.load(kind, name))
-    known = [f.name for f in fields(method) if f.name not in ("reads", "watches")]
-    first = next((f.name for f in fields(method) if f.name in known and not f.kw_only), "")
+    types = {f.name: f.type for f in fields(method) if f.name not in ("reads", "watches")}
+    first = next((f.name for f in fields(method) if f.name in types and not f.kw_only), "")
     values: dict[str, Any] = {}
     rest = text.partition(":")[2]
     for part in _BETWEEN_FIELDS.split(rest) if rest else []:
         named = _NAMED.fullmatch(part)
         key, value = (named[1], named[2]) if named else (first, part)
-        if key not in known:
-            raise ConfigError(f"{text!r}: {name} has no field {key!r}, expected some of {known}")
-        values[key] = _value(value)
+        if key not in types:
+            raise ConfigError(
+                f"{text!r}: {name} has no field {key!r}, expected some of {list(types)}"
+            )
+        found = _value(value)
+        # Written as 1 or as 1.0, it is the same: what is kept by it is found again.
+        values[key] = float(found) if types[key] is float and type(found) is int else found
     return name, values
 
 
