@@ -45,6 +45,8 @@ NUM_STEPS = 4
 NUM_GREEDY = 12
 """Prompts on which a choice of one is compared with greedy decoding."""
 NUM_TIMED = 6
+ROOM = 16
+"""Rows that decode together, each with its candidates."""
 
 
 class Reach:
@@ -159,7 +161,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of the page")
     options = parser.parse_args()
     started = time.perf_counter()
-    engine = TransformersEngine.load(options.model)
+    engine = TransformersEngine.load(options.model, max_batch=ROOM)
     root = cache_folder() / "benchmarks" / f"rds-{engine.model_id.name}"
     made = artifacts(options.model, root, num_blocks=len(engine.loaded.parts.blocks))
     cases = held_out_cases(DemurData(), share=options.share, roles=ROLES)

@@ -19,6 +19,7 @@ from demur.core.readings import Array, Readings
 from demur.core.reads import AppendedTokens, CaptureSpec, PilotTokens, Read, read_from_dict
 from demur.engines.transformers import TransformersEngine
 from demur.modeling.load import LoadedModel
+from tests.drafts import drafted
 from tests.interventions import (
     NUM_TOKENS,
     drawn,
@@ -99,6 +100,44 @@ def test_the_head_sees_one_candidate_a_token(model: LoadedModel, tmp_path: Path)
     assert [states.shape for states in seen] == [(1, 1, D_MODEL)] * (len(tokens) + 1)
     # With the strides of a slice torch copies the whole weight.
     assert all(states.stride()[0] == D_MODEL for states in seen)
+
+
+def test_rows_that_are_reranked_together_are_as_those_alone(
+    model: LoadedModel, tmp_path: Path
+) -> None:
+    engine, read = TransformersEngine(model), CaptureSpec((2,))
+    weights = stored(tmp_path, "weights", drawn([D_MODEL]))
+    rerank = RerankTokens(5, read, weights, sign=-1, lm_weight=0.1)
+    ways: list[RerankTokens | None] = [
+        rerank,
+        replace(rerank, top_k=3),
+        None,
+        replace(rerank, draft=drafted(model, tmp_path)),
+        replace(rerank, top_k=1),
+        replace(rerank, sign=1),
+    ]
+    prompts = [prompt_of(model, f"Tell me {'many ' * 3 * n}stories.") for n in range(len(ways))]
+    requests = [
+        request(prompt, way, id=str(n), num_tokens=4 + 2 * n)
+        for n, (prompt, way) in enumerate(zip(prompts, ways, strict=True))
+    ]
+    alone = [tokens_of(events_of(engine, [of]), of.id) for of in requests]
+    together = events_of(engine, requests)
+    assert [tokens_of(together, of.id) for of in requests] == alone
+    assert len({tuple(tokens[:4]) for tokens in alone}) > 3
+
+
+def test_rows_that_are_reranked_together_share_a_pass(tmp_path: Path) -> None:
+    model, shapes = tiny(), []
+    rerank = RerankTokens(6, CaptureSpec((2,)), stored(tmp_path, "weights", drawn([D_MODEL])))
+    prompts = [prompt_of(model, f"Why {'so ' * n}?") for n in range(3)]
+    requests = [request(prompt, rerank, id=str(n)) for n, prompt in enumerate(prompts)]
+    head = model.model.get_output_embeddings()
+    with head.register_forward_hook(lambda _head, inputs, _logits: shapes.append(inputs[0].shape)):
+        events_of(TransformersEngine(model), requests)
+    assert [len(shape) for shape in shapes] == [3] * len(shapes)
+    assert (3, 1, D_MODEL) in shapes
+    assert max(shape[1] for shape in shapes) == 1
 
 
 def read_of(model: LoadedModel, read: Read, *, num_tokens: int = 3) -> tuple[Array, list[int]]:

@@ -114,7 +114,9 @@ class DraftHead:
             before.expand(num_tokens, -1),
             torch.tensor(token_ids, device=self.device),
             positions=torch.full((num_tokens,), position, device=self.device),
-            mask=apart(self.body.config, length, num_tokens, dtype=self.dtype, device=self.device),
+            mask=apart(
+                self.body.config, [length], num_tokens, dtype=self.dtype, device=self.device
+            ),
             cache=longer,
         )
         return states, longer

@@ -1,7 +1,8 @@
 """Reads several tokens at once, each as if it alone came next, and goes on from one of them.
 
 All stand at the same position, under a mask that hides them from each other, so that no cache is
-copied a token. The LM head sees the one that is chosen, and no other.
+copied a token. The LM head sees the one that is chosen, and no other. Several sequences share a
+pass, each with its own tokens.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,12 +16,26 @@ from transformers import DynamicCache
 
 from demur.core.readings import Array
 from demur.core.reads import CaptureSpec
-from demur.modeling.caches import fork, keep_one
+from demur.modeling.caches import keep_one, side_by_side
 from demur.modeling.capture import Slot, filling
 from demur.modeling.load import LoadedModel
 
 States = Mapping[CaptureSpec, Array]
 """By read, [token, layer, d_model], float32."""
+
+
+@dataclass(frozen=True, eq=False)
+class Try:
+    """Several tokens that might come next after what was read, of which one is taken."""
+
+    cache: DynamicCache
+    """Of what came before; it is not changed."""
+    token_ids: Sequence[int]
+    """All at the same position; none attends to another."""
+    reads: Iterable[CaptureSpec]
+    """What to keep of each."""
+    choose: Callable[[States], int]
+    """Says from the states which token is taken, before the LM head runs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,58 +53,73 @@ class Tried:
 
 
 @torch.inference_mode()
-def try_tokens(
-    loaded: LoadedModel,
-    cache: DynamicCache,
-    token_ids: Sequence[int],
-    reads: Iterable[CaptureSpec],
-    choose: Callable[[States], int],
-) -> Tried:
-    """Read several tokens in one pass, and go on from one.
+def try_tokens(loaded: LoadedModel, tries: Sequence[Try]) -> list[Tried]:
+    """Read several tokens after each of some sequences, all in one pass, and go on from one each.
+
+    Sequences stand right-aligned, with padding that a mask hides; one alone has none.
 
     Args:
         loaded: The model.
-        cache: Of what came before; it is not changed.
-        token_ids: All at the same position; none attends to another.
-        reads: What to keep of each.
-        choose: Says from the states which token is taken, before the LM head runs.
+        tries: As many tokens after each sequence.
     """
-    length, longer = cache.get_seq_length(), fork(cache)
-    rows = [[index] for index in range(len(token_ids))]
-    slots = {read: Slot(at_last(read), rows) for read in reads}
-    choice = _Choice(slots, choose)
+    lengths = [of.cache.get_seq_length() for of in tries]
+    (count,) = {len(of.token_ids) for of in tries}
+    joint = side_by_side([of.cache for of in tries])
+    choice = _Choice(tries, count)
     head, device = loaded.model.get_output_embeddings(), loaded.device
-    mask = None  # one token has no others to be hidden from: it is read as in plain decoding
-    if len(token_ids) > 1:
+    mask = None  # one token of one sequence: it is read as in plain decoding
+    if count > 1 or len(tries) > 1:
         dtype = loaded.model.dtype
-        mask = apart(loaded.model.config, length, len(token_ids), dtype=dtype, device=device)
-    with filling(loaded.parts, slots), head.register_forward_pre_hook(choice.make):
+        mask = apart(loaded.model.config, lengths, count, dtype=dtype, device=device)
+    with filling(loaded.parts, choice.slots), head.register_forward_pre_hook(choice.make):
         output = loaded.model(
-            input_ids=torch.tensor([token_ids], device=device),
+            input_ids=torch.tensor([list(of.token_ids) for of in tries], device=device),
             attention_mask=mask,
-            position_ids=torch.full((1, len(token_ids)), length, device=device),
-            past_key_values=longer,
+            position_ids=torch.tensor(lengths, device=device)[:, None].expand(-1, count),
+            past_key_values=joint,
             use_cache=True,
         )
-    kept = keep_one(longer, length=length, index=choice.index)
-    return Tried(choice.index, choice.states, output.logits[0, -1].float(), kept)
+    return [
+        Tried(
+            index,
+            choice.states[row],
+            output.logits[row, -1].float(),
+            keep_one(joint, row=row, length=length, num_tried=count, index=index),
+        )
+        for row, (index, length) in enumerate(zip(choice.indices, lengths, strict=True))
+    ]
 
 
 class _Choice:
-    """Chooses a token as soon as the body has run, and shows the LM head nothing else."""
+    """Chooses tokens as soon as the body has run, and shows the LM head nothing else."""
 
-    def __init__(self, slots: Mapping[CaptureSpec, Slot], choose: Callable[[States], int]) -> None:
-        self._slots = slots
-        self._choose = choose
-        self.states: States = {}
-        self.index = -1
+    def __init__(self, tries: Sequence[Try], count: int) -> None:
+        self._tries = tries
+        self._count = count
+        self._rows: dict[CaptureSpec, list[int]] = {}
+        for row, of in enumerate(tries):
+            for read in of.reads:
+                self._rows.setdefault(read, []).append(row)
+        self.slots = {
+            read: Slot(at_last(read), [[row * count + n] for row in rows for n in range(count)])
+            for read, rows in self._rows.items()
+        }
+        self.states: list[dict[CaptureSpec, Array]] = [{} for _ in tries]
+        self.indices: list[int] = []
 
     def make(self, _head: object, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Choose, as a hook before the head, whose input is [1, token, d_model]."""
-        self.states = {read: np.asarray(slot.values()) for read, slot in self._slots.items()}
-        self.index = self._choose(self.states)
+        """Choose, as a hook before the head, whose input is [sequence, token, d_model]."""
+        for read, rows in self._rows.items():
+            values = np.asarray(self.slots[read].values())
+            for place, row in enumerate(rows):
+                self.states[row][read] = values[place * self._count : (place + 1) * self._count]
+        self.indices = [
+            of.choose(states) for of, states in zip(self._tries, self.states, strict=True)
+        ]
         # An index, since the head copies its whole weight for a slice: see `modeling.last_logits`.
-        return (inputs[0][:, [self.index]], *inputs[1:])
+        every = torch.arange(len(self._tries), device=inputs[0].device)
+        chosen = torch.tensor(self.indices, device=inputs[0].device)
+        return (inputs[0][every, chosen][:, None], *inputs[1:])
 
 
 def read_on(
@@ -121,23 +151,31 @@ def at_last(read: CaptureSpec) -> CaptureSpec:
 
 
 def apart(
-    config: Any, length: int, num_tokens: int, *, dtype: torch.dtype, device: torch.device
+    config: Any,
+    lengths: Sequence[int],
+    num_tokens: int,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> Tensor | dict[str, Tensor]:
     """Return a mask under which each new token sees what came before, and itself.
 
     Args:
         config: Of the model that reads them.
-        length: Of what came before.
-        num_tokens: The new ones.
+        lengths: Of what came before, by sequence; shorter ones have padding on the left.
+        num_tokens: The new ones of each sequence.
         dtype: Of the model.
         device: Of the model.
     """
+    width = max(lengths)
 
     def allowed(window: int | None) -> Tensor:
-        before = torch.ones(num_tokens, length, dtype=torch.bool)
-        if window is not None:
-            before[:, : max(0, length - window + 1)] = False
-        return torch.cat([before, torch.eye(num_tokens, dtype=torch.bool)], 1)
+        before = torch.ones(len(lengths), num_tokens, width, dtype=torch.bool)
+        for row, length in enumerate(lengths):
+            seen = length if window is None else min(length, window - 1)
+            before[row, :, : width - seen] = False
+        itself = torch.eye(num_tokens, dtype=torch.bool).expand(len(lengths), -1, -1)
+        return torch.cat([before, itself], 2)
 
     return masks_of(config, allowed, dtype=dtype, device=device)
 
@@ -153,8 +191,8 @@ def masks_of(
 
     Args:
         config: Of the model.
-        allowed: What a token may attend to, [token, column]; it is told the width of the window
-            that a kind of layer has, or None.
+        allowed: What a token may attend to, [sequence, token, column]; it is told the width of the
+            window that a kind of layer has, or None.
         dtype: Of the model.
         device: Of the model.
     """
@@ -165,7 +203,7 @@ def masks_of(
     def mask(width: int | None) -> Tensor:
         open_ = allowed(width)
         closed = torch.zeros(open_.shape, dtype=dtype)
-        return closed.masked_fill(~open_, torch.finfo(dtype).min)[None, None].to(device)
+        return closed.masked_fill(~open_, torch.finfo(dtype).min)[:, None].to(device)
 
     if not kinds:
         return mask(window)

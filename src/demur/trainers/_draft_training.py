@@ -23,7 +23,7 @@ from demur.core.types import Prompt
 from demur.modeling.draft import DraftHead
 from demur.modeling.load import LoadedModel
 from demur.modeling.reranking import Reranking
-from demur.modeling.tries import States, masks_of, read_on, try_tokens
+from demur.modeling.tries import States, Try, masks_of, read_on, try_tokens
 
 SHARE_HELD_OUT = 8
 """One of so many replies is held out, to measure on."""
@@ -183,7 +183,7 @@ class DraftTraining:
         def allowed(window: int | None) -> Tensor:
             back = step[:, None] - step
             seen = is_chosen & (back > 0)
-            return itself | (seen if window is None else seen & (back < window))
+            return (itself | (seen if window is None else seen & (back < window)))[None]
 
         states = self._head(
             _spread(reply.before, reply),
@@ -230,7 +230,7 @@ def draw_tries(loaded: LoadedModel, prompt: Prompt, rule: Reranking, num_tokens:
             return rule.choice(logits, tried, torch.from_numpy(of[read][:, 0]))
 
         reads = [read] if below is None else [read, below]
-        tried = try_tokens(loaded, cache, candidates, reads, choose)
+        (tried,) = try_tokens(loaded, [Try(cache, candidates, reads, choose)])
         if candidates[tried.index] in loaded.end_token_ids:
             break
         found = {spec: torch.from_numpy(of[:, 0]).to(device) for spec, of in tried.states.items()}

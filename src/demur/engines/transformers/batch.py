@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 from transformers import DynamicCache
 
 from demur.core.protocols import Done, Request
@@ -21,7 +20,7 @@ from demur.engines.transformers.passes import UNCHANGED, Changes, Passes
 from demur.engines.transformers.reranking import Lookahead
 from demur.engines.transformers.sampling import row_generator
 from demur.engines.transformers.starting import Start
-from demur.modeling.caches import fork
+from demur.modeling.caches import fork, widened
 from demur.modeling.capture import Slot
 
 
@@ -59,22 +58,28 @@ class Row:
 
 @dataclass
 class RerankedRow(Row):
-    """A row whose tokens are tried before one is taken, in passes of its own."""
+    """A row whose tokens are tried before one is taken, with a cache of its own."""
 
     lookahead: Lookahead = field(kw_only=True)
 
+    @property
+    def also(self) -> tuple[CaptureSpec, ...]:
+        """What its monitor, if it has one, wants of each token."""
+        monitor = self.request.monitor
+        return () if monitor is None else (monitor.read,)
+
 
 class Batch:
-    """Rows and their shared cache, right-aligned; beside them rows that run alone."""
+    """Rows and their shared cache, right-aligned; beside them rows that are reranked."""
 
     def __init__(self) -> None:
         self.rows: list[Row] = []
-        self.alone: list[RerankedRow] = []
+        self.reranked: list[RerankedRow] = []
         self._cache: DynamicCache | None = None
 
     def __len__(self) -> int:
         """Return the number of rows."""
-        return len(self.rows) + len(self.alone)
+        return len(self.rows) + len(self.reranked)
 
     @property
     def cache(self) -> DynamicCache:
@@ -89,9 +94,9 @@ class Batch:
         else:
             width = max(self.cache.get_seq_length(), cache.get_seq_length())
             for ours, theirs in zip(self.cache.layers, cache.layers, strict=True):
-                ours.keys = torch.cat([_widened(ours.keys, width), _widened(theirs.keys, width)])
+                ours.keys = torch.cat([widened(ours.keys, width), widened(theirs.keys, width)])
                 ours.values = torch.cat(
-                    [_widened(ours.values, width), _widened(theirs.values, width)]
+                    [widened(ours.values, width), widened(theirs.values, width)]
                 )
         self.rows.append(row)
 
@@ -119,10 +124,10 @@ class Batch:
 
     def dismiss_abandoned(self) -> list[Done]:
         """Let rows leave that nobody waits for; return what to say of them."""
-        every = [*self.rows, *self.alone]
+        every = [*self.rows, *self.reranked]
         gone = {id(row) for row in every if row.request.is_abandoned()}
         self.keep([index for index, row in enumerate(self.rows) if id(row) not in gone])
-        self.alone = [row for row in self.alone if id(row) not in gone]
+        self.reranked = [row for row in self.reranked if id(row) not in gone]
         return [Done(row.request.id, "abandoned") for row in every if id(row) in gone]
 
     def forward(self, passes: Passes, device: torch.device) -> tuple[Tensor, dict[int, Array]]:
@@ -174,8 +179,3 @@ class Batch:
             "position_ids": positions,
             "past_key_values": self.cache,
         }
-
-
-def _widened(tensor: Tensor, width: int) -> Tensor:
-    """Pad keys or values [row, head, column, d_head] on the left to a width."""
-    return pad(tensor, (0, 0, width - tensor.shape[2], 0))

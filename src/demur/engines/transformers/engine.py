@@ -36,6 +36,7 @@ from demur.engines._text import TextStream, text_events
 from demur.engines._waiting import Waiting
 from demur.engines.transformers.batch import Batch, RerankedRow, Row
 from demur.engines.transformers.passes import Passes
+from demur.engines.transformers.reranking import try_all
 from demur.engines.transformers.sampling import Drawn, draw
 from demur.engines.transformers.starting import Start, Starter, Underway
 from demur.modeling.capture import capture, recording
@@ -43,6 +44,7 @@ from demur.modeling.chat import ChatRenderer
 from demur.modeling.load import LoadedModel, load
 from demur.modeling.own_pass import OwnPasses
 from demur.modeling.tentative import TentativeReads
+from demur.modeling.tries import Tried
 
 CAPABILITIES: frozenset[type] = frozenset(
     {*get_args(Read), *get_args(Intervention), Monitor, Checkpoint}
@@ -215,10 +217,8 @@ class TransformersEngine:
         text = TextStream(self._tokenizer, request.sampling.stop)
         if start.lookahead is not None:
             row = RerankedRow(request, text, start.length, lookahead=start.lookahead)
-            events = self._reranked(row)
-            if not isinstance(events[-1], Done):
-                batch.alone.append(row)
-            return events
+            batch.reranked.append(row)
+            return []
         plain = Row(request, text, start.length, start.changes, start.token_ids)
         events = self._advance(plain, start.logits)
         if not isinstance(events[-1], Done):
@@ -246,7 +246,7 @@ class TransformersEngine:
     def _step(self, batch: Batch) -> Iterator[Event]:
         """Advance every row by one token; rows that are done, or given up, leave."""
         yield from batch.dismiss_abandoned()
-        yield from self._step_alone(batch)
+        yield from self._step_reranked(batch)
         if not batch.rows:
             return
         try:
@@ -287,29 +287,33 @@ class TransformersEngine:
         if row.restart is not None:
             row.changes = row.restart.changes
 
-    def _step_alone(self, batch: Batch) -> Iterator[Event]:
-        """Advance the rows that have passes of their own."""
-        rows, batch.alone = batch.alone, []
-        for row in rows:
-            try:
-                events = self._reranked(row)
-            except Exception as error:  # one request's failure is its own
-                events = [failed(row.request, error)]
+    def _step_reranked(self, batch: Batch) -> Iterator[Event]:
+        """Advance the rows whose tokens are tried before one is taken."""
+        rows, batch.reranked = batch.reranked, []
+        going_on: list[RerankedRow] = []
+        tried = try_all(self._loaded, [row.lookahead.asks(row.also) for row in rows])
+        for row, of_row in zip(rows, tried, strict=True):
+            events = _of_its_own(row, partial(self._chosen, row, of_row))
             if not isinstance(events[-1], Done):
-                batch.alone.append(row)
+                going_on.append(row)
+            yield from events
+        read = try_all(self._loaded, [row.lookahead.goes_on(row.also) for row in going_on])
+        for row, of_row in zip(going_on, read, strict=True):
+            events = _of_its_own(row, partial(self._gone_on, row, of_row))
+            if not (events and isinstance(events[-1], Done)):
+                batch.reranked.append(row)
             yield from events
 
-    def _reranked(self, row: RerankedRow) -> list[Event]:
-        """Try the likeliest tokens of a row, and take one."""
-        monitor = row.request.monitor
-        also = () if monitor is None else (monitor.read,)
-        events = self._take(row, row.lookahead.choose(also))
-        if isinstance(events[-1], Done):
-            return events
-        states = row.lookahead.read(also)
+    def _chosen(self, row: RerankedRow, tried: Tried | Exception | None) -> list[Event]:
+        """Take one of the tokens that were tried."""
+        return self._take(row, row.lookahead.choose(_unless_failed(tried)))
+
+    def _gone_on(self, row: RerankedRow, tried: Tried | Exception | None) -> list[Event]:
+        """Go on from the token that was taken, which the monitor is shown."""
+        states = row.lookahead.take(_unless_failed(tried))
         row.length += 1
-        of_monitor = None if monitor is None else states[monitor.read]
-        return [*events, *self._watched(row, of_monitor, _cannot_switch)]
+        of_monitor = [states[read][0] for read in row.also]
+        return list(self._watched(row, next(iter(of_monitor), None), _cannot_switch))
 
     def _watched(
         self, row: Row, states: Array | None, switch: Callable[[UseAdapter], None]
@@ -355,6 +359,20 @@ class TransformersEngine:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         return time.perf_counter() - started
+
+
+def _of_its_own(row: Row, work: Callable[[], list[Event]]) -> list[Event]:
+    """Return what comes of some work; one request's failure is its own."""
+    try:
+        return work()
+    except Exception as error:
+        return [failed(row.request, error)]
+
+
+def _unless_failed(tried: Tried | Exception | None) -> Tried | None:
+    if isinstance(tried, Exception):
+        raise tried
+    return tried
 
 
 def _cannot_switch(intervention: UseAdapter) -> None:

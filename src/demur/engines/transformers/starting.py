@@ -240,13 +240,13 @@ class Starter:
     def _lookahead(self, prompt: Prompt, prefill: Prefill, intervention: RerankTokens) -> Lookahead:
         rule = self._reranking(intervention)
         if intervention.draft is None:
-            return ByModel(self._loaded, rule, prefill.logits, prefill.cache)
+            return ByModel(rule, prefill.logits, prefill.cache)
         draft = self._draft(intervention.draft, rule.read)
         # The last token is read again: the prefill kept no state of it.
         cache = fork(prefill.cache, length=len(prompt) - 1)
         _, states = read_on(self._loaded, prompt.token_ids[-1:], cache, [rule.read])
         state = torch.from_numpy(states[rule.read][0])
-        return ByDraft(self._loaded, rule, draft, prefill.logits, fork(prefill.cache), state)
+        return ByDraft(rule, draft, prefill.logits, prefill.cache, state)
 
     def _draft(self, draft: Draft, read: CaptureSpec) -> DraftHead:
         if (draft, read) not in self._drafts:
