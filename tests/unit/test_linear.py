@@ -1,6 +1,7 @@
 """`linear` is scikit-learn's logistic regression on standardised states, folded into raw ones."""
 
 import json
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -242,3 +243,6 @@ def test_wide_states_of_odd_width_score_alike_in_any_batch() -> None:
     readings = Readings({FIRST: states})
     alone = [readout.score(readings.take([row]))[0] for row in range(33)]
     np.testing.assert_array_equal(readout.score(readings), alone)
+    weights = readout.weights[FIRST].astype(np.float64)
+    exact = [0.1 + math.fsum((row.astype(np.float64) * weights).ravel()) for row in states]
+    np.testing.assert_allclose(alone, exact, rtol=1e-13)

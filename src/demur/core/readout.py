@@ -58,10 +58,11 @@ class LinearReadout:
                     f"states have shape {states.shape}: expected [prompt, layer, d_model] with "
                     f"{self.weights[spec].shape}"
                 )
-            flat = states.reshape(len(states), -1).astype(np.float64)
-            # One dot product a prompt: a matrix product would round a prompt's score differently
-            # with the number of its neighbours.
-            scores += np.vecdot(flat, direction)
+            products = states.reshape(len(states), -1).astype(np.float64)
+            products *= direction
+            # Sums over rows, no product of matrices: that would round a prompt's score differently
+            # with the number of its neighbours, and wake threads that take longer than the sum.
+            scores += products.sum(axis=1)
         # Whatever is not finite in a state is not finite in its score: one look is enough.
         if not np.isfinite(scores).all():
             raise DataError("a captured state is not finite: check the model's dtype and weights")
