@@ -99,3 +99,41 @@ def test_a_missing_chat_template_is_a_clear_error() -> None:
 def test_a_template_that_rewrites_user_text_is_refused() -> None:
     with pytest.raises(DataError, match="changes the user's text"):
         render(Chat.from_text("banana"), SHOUTING)
+
+
+def test_the_template_runs_once_for_chats_with_roles_that_it_has_seen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    renderer = ChatRenderer(byte_tokenizer(CHATML), name="tiny")
+    apply, runs = renderer._apply, []
+
+    def counted(messages: list[dict[str, str]], *, generation_prompt: bool) -> str:
+        runs.append(len(messages))
+        return apply(messages, generation_prompt=generation_prompt)
+
+    monkeypatch.setattr(renderer, "_apply", counted)
+    for number in range(3):
+        chat = Chat.from_text(f"text {number}", system="be kind" if number == 2 else None)
+        fresh = ChatRenderer(byte_tokenizer(CHATML), name="tiny").render(chat)
+        assert renderer.render(chat) == fresh
+    assert runs == [1, 1, 1, 1, 2, 2, 2]
+    monkeypatch.setattr("demur.modeling.chat.MOST_OUTLINES", 2)
+    renderer.render(CONVERSATION)
+    assert list(renderer._outlines) == [(("system",), ("user",), ("assistant",), ("user",))]
+
+
+def test_a_template_that_tells_the_time_keeps_its_spans() -> None:
+    now = ["2026-11-26"]
+    tokenizer = byte_tokenizer(CHATML)
+    renderer = ChatRenderer(tokenizer, name="tiny")
+    apply = renderer._apply
+    renderer._apply = (  # type: ignore[method-assign]
+        lambda messages, *, generation_prompt: (
+            f"{now[0]} " + apply(messages, generation_prompt=generation_prompt)
+        )
+    )
+    for date in ("2026-11-26", "2026-11-27 at noon"):
+        now[0] = date
+        prompt = renderer.render(Chat.from_text("and so"))
+        texts = [tokenizer.decode(prompt.token_ids[of.start : of.stop]) for of in prompt.spans]
+        assert texts == ["and so", "<|im_start|>assistant\n"]

@@ -5,7 +5,7 @@ is known whatever the text is. Tokens are matched to turns through the tokenizer
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from jinja2.exceptions import TemplateError
@@ -13,6 +13,9 @@ from jinja2.exceptions import TemplateError
 from demur.core.errors import ConfigError, DataError
 from demur.core.types import Chat, Message, Prompt, Span, SpanKind
 from demur.modeling.load import LoadedModel
+
+MOST_OUTLINES = 256
+"""Sequences of roles for which it is kept what a template makes of them."""
 
 
 class ChatRenderer:
@@ -38,6 +41,7 @@ class ChatRenderer:
         self._special_ids = frozenset(
             token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special
         )
+        self._outlines: dict[tuple[tuple[str, ...], ...], _Outline] = {}
         self.knows_system_role = self._finds_system_role()
 
     @classmethod
@@ -70,17 +74,11 @@ class ChatRenderer:
             )
         if not any(m.role == "user" and m.content.strip() for m in chat.messages):
             raise DataError("the chat has no user text: there is nothing to score")
-        turns = self._turns(chat)
         try:
-            text = self._apply(_filled(turns), generation_prompt=True)
-            without = self._apply(_filled(turns), generation_prompt=False)
-            spans = self._character_spans(turns, text)
+            text, spans = self._located(self._turns(chat))
         except TemplateError as error:
             raise DataError(f"the chat template refuses this chat: {error}") from error
-        generation = len(without) if text.startswith(without) else len(text)
-        return self._tokenize(
-            chat, text, [*spans, Span("generation_prompt", generation, len(text))]
-        )
+        return self._tokenize(chat, text, spans)
 
     def with_reply(self, prompt: Prompt, reply: str, *, max_tokens: int | None = None) -> Prompt:
         """Return a prompt with a reply after it, as the model has read both.
@@ -138,13 +136,31 @@ class ChatRenderer:
         )
         return str(text)
 
-    def _character_spans(self, turns: Sequence[Sequence[Message]], text: str) -> list[Span]:
-        """Return the characters of each message's content in the rendered text."""
+    def _located(self, turns: Sequence[Sequence[Message]]) -> tuple[str, list[Span]]:
+        """Return a chat's text, and the characters of its messages and of what asks for a reply.
+
+        Chats with the same roles share what the template makes of placeholders, for as long as
+        their texts in place of these are what it makes of them.
+        """
+        text = self._apply(_filled(turns), generation_prompt=True)
         messages = [message for turn in turns for message in turn]
-        holes = iter(range(len(messages)))
+        roles = tuple(tuple(message.role for message in turn) for turn in turns)
+        outline = self._outlines.get(roles)
+        spans = None if outline is None else exactly(messages, outline.text, text)
+        if outline is None or spans is None:
+            if len(self._outlines) >= MOST_OUTLINES:
+                self._outlines.clear()
+            outline = self._outlines[roles] = self._outlined(turns)
+            spans = located(messages, outline.text, text)
+        reply = Span("generation_prompt", len(text) - outline.num_asking, len(text))
+        return text, [*(span for span in spans if span is not None), reply]
+
+    def _outlined(self, turns: Sequence[Sequence[Message]]) -> "_Outline":
+        holes = iter(range(sum(map(len, turns))))
         with_holes = [[replace(m, content=hole(next(holes))) for m in turn] for turn in turns]
-        rendered = self._apply(_filled(with_holes), generation_prompt=True)
-        return [span for span in located(messages, rendered, text) if span is not None]
+        text = self._apply(_filled(with_holes), generation_prompt=True)
+        without = self._apply(_filled(with_holes), generation_prompt=False)
+        return _Outline(text, len(text) - len(without) if text.startswith(without) else 0)
 
     def _tokenize(self, chat: Chat, text: str, characters: Sequence[Span]) -> Prompt:
         encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
@@ -157,6 +173,15 @@ class ChatRenderer:
             for position in range(span.start, span.stop)
         )
         return Prompt(chat, tuple(ids), tuple(spans), forged)
+
+
+@dataclass(frozen=True)
+class _Outline:
+    """What the template makes of chats, with placeholders in place of their texts."""
+
+    text: str
+    num_asking: int
+    """Characters at its end that ask for a reply."""
 
 
 def hole(number: int) -> str:
@@ -176,11 +201,17 @@ def located(messages: Sequence[Message], rendered: str, text: str) -> list[Span 
     Raises:
         DataError: A user's text is not found.
     """
+    spans = exactly(messages, rendered, text)
+    return _found_in_order(messages, text) if spans is None else spans
+
+
+def exactly(messages: Sequence[Message], rendered: str, text: str) -> list[Span | None] | None:
+    """Return what `located` does, if the text is that with the contents in place of the holes."""
     for contents in ([m.content for m in messages], [m.content.strip() for m in messages]):
         filled, spans = _fill(rendered, messages, contents)
         if filled == text:
             return spans
-    return _found_in_order(messages, text)
+    return None
 
 
 def _filled(turns: Sequence[Sequence[Message]]) -> list[dict[str, str]]:
