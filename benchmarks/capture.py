@@ -29,10 +29,10 @@ from transformers import (
     GPT2Config,
     Olmo2Config,
     Phi3Config,
-    Qwen2Config,
 )
 
 from benchmarks.machine import describe_machine
+from benchmarks.shapes import SERVED, SMOLLM2
 from demur.core import artifacts
 from demur.core.examples import Example
 from demur.core.protocols import Detector, whole
@@ -48,14 +48,6 @@ from demur.modeling.fast_capture import FastCapture
 from demur.modeling.load import LoadedModel, load
 
 RESULTS = Path(__file__).parent / "results" / "capture.json"
-SMOLLM2 = {
-    "vocab_size": 49152,
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 30,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-}
 OTHERS: dict[str, Callable[[], Any]] = {
     "GPT-2 124M": GPT2Config,
     "OLMo 2, 135M": lambda: Olmo2Config(**SMOLLM2),
@@ -70,14 +62,7 @@ OTHERS: dict[str, Callable[[], Any]] = {
         head_dim=256,
         sliding_window=512,
     ),
-    "Qwen2 0.5B": lambda: Qwen2Config(
-        vocab_size=151936,
-        hidden_size=896,
-        intermediate_size=4864,
-        num_hidden_layers=24,
-        num_attention_heads=14,
-        num_key_value_heads=2,
-    ),
+    "Qwen2 0.5B": SERVED["0.5B"],
 }
 NUM_NEAREST = 200
 NUM_VERDICTS = 1000

@@ -18,6 +18,14 @@ from transformers import (
 from demur.modeling.gguf import cache_folder
 from demur.modeling.load import load
 
+SMOLLM2 = {
+    "vocab_size": 49152,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+}
 LLAMA_1B = {
     "vocab_size": 128256,
     "hidden_size": 2048,
@@ -30,14 +38,7 @@ LLAMA_1B = {
 }
 SERVED: dict[str, Callable[[], Any]] = {
     "0.135B": lambda: LlamaConfig(
-        vocab_size=49152,
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        max_position_embeddings=8192,
-        tie_word_embeddings=True,
+        **SMOLLM2, max_position_embeddings=8192, tie_word_embeddings=True
     ),
     "0.5B": lambda: Qwen2Config(
         vocab_size=151936,
