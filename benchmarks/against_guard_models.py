@@ -265,7 +265,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--tokens", type=int, default=512)
-    parser.add_argument("--served", default=",".join(SERVED))
+    parser.add_argument("--served", default="0.135B,0.5B,1B", help=f"some of {list(SERVED)}")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
