@@ -134,6 +134,8 @@ def _gates(found: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _front(found: Mapping[str, Any]) -> Iterator[str]:
+    if any("front" not in gate for gate in found["gates"]):
+        return  # a model that was measured before there was one
     yield ""
     yield "The same gates with other thresholds, by the share of benign validation prompts flagged:"
     yield ""

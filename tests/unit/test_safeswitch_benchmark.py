@@ -127,15 +127,17 @@ def test_the_report_tells_of_a_model_that_never_refuses() -> None:
         ),
     }
     about = {"processor": "x", "cores": 2, "versions": {"torch": "2"}}
+    earlier = {**model, "gates": [{k: v for k, v in model["gates"][0].items() if k != "front"}]}
     text = report(
         {
             "machine": about,
             "fpr": 0.025,
             "reach": 0.1,
             "max_tokens": 8,
-            "models": [model],
+            "models": [earlier, model],
         }
     )
+    assert text.count("The same gates with other thresholds") == 1
     assert "It refused 1 of 60 prompts" in text
     assert "| stage one | 100.0% | 100.0% |" in text
     assert "| stage one | 20.0% | 100.0% | 0.0% | 100% | +100.0 | +100.0 |" in text
