@@ -58,7 +58,7 @@ def load_adapters(engine: LLMEngine, adapters: Sequence[UseAdapter]) -> LoraRequ
         for number, of in enumerate(wanted, start=1):
             of.adapter.checked()
             folder = _scaled(of, Path(room) / str(number))
-            name = f"{of.adapter.sha256}@{of.scale:g}"  # prefixes are cached under it
+            name = f"{of.adapter.sha256}@{of.scale!r}"  # prefixes are cached under it
             request = LoRARequest(name, number, str(folder))
             try:
                 engine.add_lora(request)
