@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from demur.core.types import Prompt
+from demur.core.types import Dtype, Prompt
 from demur.engines.transformers import TransformersEngine
+from demur.modeling.load import load
 
 MAX_READINGS = 32
 """Of one reply whose characters can be cut into tokens in several ways."""
@@ -25,6 +26,8 @@ INCOMPLETE = "\ufffd"
 """What stands for a character that never came whole."""
 MARGIN = 1.0
 """Logits. Between 16 and 32 bfloat16 numbers lie 0.125 apart."""
+MOST_READ = 100
+"""Of replies that are read once more."""
 
 COUNTED = ("a token lost", "one twice")
 """Mix-ups that a count of the tokens finds."""
@@ -106,12 +109,38 @@ def forced_gap(model: Any, prompt_ids: Sequence[int], token_ids: Sequence[int]) 
     """
     if not token_ids:
         return float("inf")
-    before = list(prompt_ids)
-    rows = torch.arange(len(before) - 1, len(before) + len(token_ids) - 1)
-    output: Any = model(
-        input_ids=torch.tensor([[*before, *token_ids[:-1]]]), logits_to_keep=rows, use_cache=False
-    )
-    return largest_gap(output.logits[0].float().numpy(), token_ids)
+    before, place = list(prompt_ids), model.device
+    rows = torch.arange(len(before) - 1, len(before) + len(token_ids) - 1, device=place)
+    ids = torch.tensor([[*before, *token_ids[:-1]]], device=place)
+    output: Any = model(input_ids=ids, logits_to_keep=rows, use_cache=False)
+    return largest_gap(output.logits[0].float().cpu().numpy(), token_ids)
+
+
+def nearly_greedy(
+    replies: Sequence[tuple[Sequence[int], Sequence[int]]], *, model: str, dtype: Dtype, seed: int
+) -> dict[str, Any]:
+    """Say how far replies are from greedy ones, each read behind its prompt by transformers.
+
+    What else is in a batch changes how bfloat16 rounds, so that of two nearly equal tokens the
+    other may be drawn.
+
+    Args:
+        replies: Tokens of the prompt, and of the reply.
+        model: As `--model` takes it.
+        dtype: Of its weights.
+        seed: Chooses MOST_READ of them where there are more.
+    """
+    if not replies:
+        return {"replies": 0, "largest_gap": 0.0, "margin": MARGIN, "beyond_margin": 0}
+    chosen = np.random.default_rng(seed).permutation(len(replies))[:MOST_READ]
+    reads = load(model, dtype=dtype).model
+    gaps = [forced_gap(reads, *replies[number]) for number in chosen]
+    return {
+        "replies": len(gaps),
+        "largest_gap": round(max(gaps), 3),
+        "margin": MARGIN,
+        "beyond_margin": sum(gap >= MARGIN for gap in gaps),
+    }
 
 
 class ForcedReplies:

@@ -82,7 +82,8 @@ def shape_folder(name: str) -> Path:
         tokenizer, config = load("embedded").tokenizer, SERVED[name]()
         config.bos_token_id = tokenizer.bos_token_id
         config.eos_token_id = config.pad_token_id = tokenizer.eos_token_id
-        make(config, dtype=torch.bfloat16).save_pretrained(folder)
+        with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+            make(config, dtype=torch.bfloat16).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         done.touch()
     return folder

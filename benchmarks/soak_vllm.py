@@ -26,7 +26,7 @@ from benchmarks.machine import describe_machine
 from benchmarks.serving_checks import MARGIN, forced_gap
 from benchmarks.soak_vllm_checks import FEWEST, MOST, Check, Known, Vanishing, distinct, power
 from benchmarks.vllm_arms import DETECTORS, Guarded, guarded_engine, settings_of, sizes
-from benchmarks.vllm_prompts import choose, guard_of, shared_text
+from benchmarks.vllm_prompts import Candidates, choose, guard_of, shared_text
 from benchmarks.vllm_steps import counting
 from benchmarks.vllm_windows import Asked
 from demur.core.protocols import Done, Request, never
@@ -73,11 +73,13 @@ class Soak:
             pool, part = choose(
                 self.engine,
                 detector,
+                Candidates(
+                    seed=options.seed,
+                    most_tokens=256 if system is None else 256 + 2 * options.shared_words,
+                    system=system,
+                ),
                 num_ordinary=options.prompts,
                 num_flagged=options.prompts // 4,
-                seed=options.seed,
-                most_tokens=256 if system is None else 256 + 2 * options.shared_words,
-                system=system,
             )
             # With a shared prefix the part alone judges: it may read the prefix cache.
             guard = guard_of(self.engine, [detector if system is None else part], "fixed_reply")

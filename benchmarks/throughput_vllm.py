@@ -3,14 +3,15 @@
 Arms, all in one process on the same model: vLLM's `LLMEngine` without taps or readings (`off`), the
 same once more (the control), the guarded engine with the packaged detector (`on`), the guarded one
 with the part of that detector that reads the last token (`on, last token`), and vLLM's own
-extraction of hidden states, where it runs. They take turns in rounds, in random order. A round is
-the same requests for each arm, with 1, 8 or 32 under way at a time and 0%, 1% or 10% flagged;
-`shared` rounds give all prompts one system message that the prefix cache holds. Ratios are paired
-by round.
+extraction of hidden states, where it runs. `--synchronous` adds vLLM by itself with its older
+model runner and without asynchronous scheduling, which the plugin for `vllm serve` asks for. They
+take turns in rounds, in random order. A round is the same requests for each arm, with 1, 8 or 32
+under way at a time and 0%, 1% or 10% flagged; `shared` rounds give all prompts one system message
+that the prefix cache holds. Ratios are paired by round.
 
     .venv-vllm/bin/python -m benchmarks.throughput_vllm [--eager] [--rounds 9] [--max-tokens 32]
         [--streams 1,8,32] [--flagged 0,0.01,0.1] [--no-shared] [--no-native] [--clock processor]
-        [--shape 8B]
+        [--shape 8B] [--synchronous]
 
 `--shape` takes a model of that shape with random weights, such as one of 8B on a GPU, and a
 detector of random weights that flags a third of the prompts.
@@ -33,12 +34,13 @@ from pathlib import Path
 from typing import Any
 
 import vllm
+from vllm.v1.engine.llm_engine import LLMEngine
 
 import demur
 from benchmarks.alternating import CLOCKS, alternate
 from benchmarks.elsewhere import Elsewhere, ElsewhereError
 from benchmarks.machine import describe_machine
-from benchmarks.serving_checks import MARGIN, forced_gap
+from benchmarks.serving_checks import nearly_greedy
 from benchmarks.shapes import SERVED, shape_folder
 from benchmarks.throughput_vllm_report import claims, markdown
 from benchmarks.vllm_arms import (
@@ -46,6 +48,7 @@ from benchmarks.vllm_arms import (
     Arm,
     Guarded,
     Plain,
+    gpu_share,
     guarded_engine,
     plain_engine,
     settings_of,
@@ -54,6 +57,7 @@ from benchmarks.vllm_arms import (
 from benchmarks.vllm_extracting_arm import ExtractingArm, shared_memory
 from benchmarks.vllm_extraction import extracting
 from benchmarks.vllm_prompts import (
+    Candidates,
     Pool,
     choose,
     flagging_a_third,
@@ -79,7 +83,8 @@ from demur.modeling.load import load
 from demur.workflows.machine import library_versions
 
 RESULTS = Path(__file__).parent / "results"
-OFF, AGAIN, ON, LAST, NATIVE = "off", "off again", "on", "on, last token", "vLLM's extraction"
+OFF, AGAIN, ON, LAST = "off", "off again", "on", "on, last token"
+SYNCHRONOUS, NATIVE = "off, synchronous", "vLLM's extraction"
 WARM_UPS = 1
 
 
@@ -117,7 +122,9 @@ class Bench:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
-        dtype = self.dtype = load(options.model, dtype=options.dtype).model_id.dtype
+        dtype = self.dtype = options.dtype
+        if dtype == "auto":
+            dtype = self.dtype = load(options.model, device="cpu").model_id.dtype
         self.engine_sizes = sizes(
             options.model,
             dtype,
@@ -126,26 +133,33 @@ class Bench:
             is_eager=options.eager,
             max_num_batched_tokens=options.batched_tokens,
             kv_cache_memory_bytes=options.kv_cache_mib << 20,
+            **gpu_share(engines=3),
         )
         say("starting vLLM")
         self.plain = plain_engine(**self.engine_sizes)
         say("starting the guarded vLLM")
-        self.guarded, self.detector = self._guarded()
-        self.off = Plain(self.plain, self.guarded._known, clock=options.clock)
-        self.prompts: dict[bool, tuple[Pool, CalibratedDetector]] = {}
+        self.guarded, self._detector = self._guarded()
+        self.off = self._plain_arm(self.plain)
+        self.others: dict[str, Arm] = {}
+        if options.synchronous:
+            say("starting vLLM, synchronous")
+            slower = plain_engine(**self.engine_sizes, is_synchronous=True)
+            self.others[SYNCHRONOUS] = self._plain_arm(slower)
+        self.prompts: dict[bool, tuple[Pool, CalibratedDetector, CalibratedDetector]] = {}
         self.differing: list[Difference] = []
 
+    def _plain_arm(self, engine: LLMEngine) -> Plain:
+        return Plain(engine, self.guarded._known, clock=self.options.clock)
+
     def _guarded(self) -> tuple[VllmEngine, CalibratedDetector]:
-        """Return the guarded engine, and a detector that flags some prompts and others not."""
+        """Return the guarded engine, and its detector; one of random weights flags nothing."""
         options = self.options
         if not options.shape:
             engine = guarded_engine(options.model, self.dtype, self.engine_sizes)
             return engine, load_detector(DETECTORS[0], engine)
         detector, readout = random_weights(options.model)
         engine = guarded_engine(options.model, self.dtype, self.engine_sizes, readouts=[readout])
-        return engine, flagging_a_third(
-            engine, detector, seed=options.seed, most_tokens=options.prompt_tokens
-        )
+        return engine, detector
 
     def extracting(self, folder: str) -> ExtractingArm:
         """Return the arm of vLLM's own extraction.
@@ -164,33 +178,39 @@ class Bench:
         )
         return ExtractingArm(Elsewhere(make))
 
-    def pool(self, *, is_shared: bool) -> tuple[Pool, CalibratedDetector]:
-        """Return the prompts with or without a system message, chosen once."""
+    def pool(self, *, is_shared: bool) -> tuple[Pool, CalibratedDetector, CalibratedDetector]:
+        """Return the prompts with or without a system message, and who tells them apart."""
         if is_shared not in self.prompts:
-            options = self.options
-            self.prompts[is_shared] = choose(
-                self.guarded,
-                self.detector,
-                num_ordinary=options.prompts,
-                num_flagged=options.prompts // 4,
+            options, detector = self.options, self._detector
+            asked = Candidates(
                 seed=options.seed,
                 most_tokens=options.prompt_tokens + is_shared * 2 * options.shared_words,
                 system=shared_text(options.shared_words) if is_shared else None,
             )
+            if options.shape:
+                detector = flagging_a_third(self.guarded, detector, asked)
+            pool, part = choose(
+                self.guarded,
+                detector,
+                asked,
+                num_ordinary=options.prompts,
+                num_flagged=options.prompts // 4,
+            )
+            self.prompts[is_shared] = pool, detector, part
         return self.prompts[is_shared]
 
     def arms(self, cell: Cell, native: Arm | None) -> dict[str, Arm]:
         """Return the arms of a cell."""
-        _, part = self.pool(is_shared=cell.is_shared)
-        found: dict[str, Arm] = {OFF: self.off, AGAIN: self.off}
-        for name, detector in ((ON, self.detector), (LAST, part)):
+        _, whole, part = self.pool(is_shared=cell.is_shared)
+        found: dict[str, Arm] = {OFF: self.off, AGAIN: self.off, **self.others}
+        for name, detector in ((ON, whole), (LAST, part)):
             guard = guard_of(self.guarded, [detector], self.options.responder)
             found[name] = Guarded(self.guarded, guard, clock=self.options.clock)
         return found | ({} if native is None else {NATIVE: native})
 
     def measure(self, cell: Cell, native: Arm | None) -> dict[str, Any]:
         """Return what came of a cell."""
-        options, (pool, _) = self.options, self.pool(is_shared=cell.is_shared)
+        options, (pool, _, _) = self.options, self.pool(is_shared=cell.is_shared)
         arms = self.arms(cell, native)
         workload = Workload(
             pool.ordinary,
@@ -265,25 +285,6 @@ class Bench:
             "replies_that_differ": len(differing),
         }
 
-    def nearly_greedy(self) -> dict[str, Any]:
-        """Say how far from greedy those replies are that differ between arms.
-
-        Each is read behind its own prompt in one pass of transformers. What else is in a batch
-        changes how bfloat16 rounds, so that of two nearly equal tokens the other may be drawn.
-        """
-        model = load(self.options.model, dtype=self.options.dtype).model
-        gaps = [
-            forced_gap(model, self.off.render(of.asked), ids)
-            for of in self.differing
-            for ids in (of.token_ids, of.other_ids)
-        ]
-        return {
-            "replies": len(gaps),
-            "largest_gap": round(max(gaps, default=0.0), 3),
-            "margin": MARGIN,
-            "beyond_margin": sum(gap >= MARGIN for gap in gaps),
-        }
-
 
 def say(text: str) -> None:
     """Tell how far it is."""
@@ -325,7 +326,16 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "settings": {OFF: settings_of(bench.plain), ON: settings_of(bench.guarded._engine)},
         "extraction": said,
         "cells": cells,
-        "nearly_greedy": bench.nearly_greedy(),
+        "nearly_greedy": nearly_greedy(
+            [
+                (bench.off.render(of.asked), ids)
+                for of in bench.differing
+                for ids in (of.token_ids, of.other_ids)
+            ],
+            model=options.model,
+            dtype=bench.dtype,
+            seed=options.seed,
+        ),
         "claims": claims(cells),
         "seconds": round(time.perf_counter() - started),
     }
@@ -359,6 +369,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--dtype", default="auto", help="of the weights")
     parser.add_argument("--eager", action="store_true", help="compile nothing")
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
+    parser.add_argument("--synchronous", action="store_true", help="one arm more")
     parser.add_argument("--native", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--shared", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--note", default="", help="on the machine, such as what else runs")

@@ -41,12 +41,13 @@ def markdown(found: Mapping[str, Any]) -> str:
 def _head(found: Mapping[str, Any]) -> str:
     machine, asked, settings = found["machine"], found["asked"], found["settings"]["on"]
     versions = ", ".join(f"{name} {value}" for name, value in found["versions"].items())
+    gpu = f", {machine['gpu']}" if machine.get("gpu") else ""
     note = f" {found['note']}." if found["note"] else ""
     detector = "a detector of random weights" if asked["shape"] else "the packaged detector"
     return (
         "# The guard inside vLLM\n\n"
         f"`{found['command']}` on {machine['cores']} cores of {machine['processor']}, "
-        f"{machine['memory_gib']} GiB; {versions}. Model {found['model']['name']} in "
+        f"{machine['memory_gib']} GiB{gpu}; {versions}. Model {found['model']['name']} in "
         f"{found['model']['dtype']}, compilation {settings['compilation']}, "
         f"{asked['rounds']} rounds, seed {asked['seed']}, clock: {asked['clock']}.{note}\n\n"
         "`off` is vLLM's engine by itself, without taps, readings or a judge; `off again` is the "

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, Protocol
 
+import torch
 from vllm import SamplingParams
 from vllm.engine.arg_utils import EngineArgs
 from vllm.outputs import RequestOutput
@@ -99,10 +100,26 @@ def sizes(
     }
 
 
-def plain_engine(**options: Any) -> LLMEngine:
-    """Return vLLM's own engine, in this process; `options` are fields of its `EngineArgs`."""
+def gpu_share(*, engines: int) -> dict[str, Any]:
+    """Return what vLLM is told where several engines share a GPU; nothing where there is none."""
+    return {"gpu_memory_utilization": 0.9 / engines} if torch.cuda.is_available() else {}
+
+
+def plain_engine(*, is_synchronous: bool = False, **options: Any) -> LLMEngine:
+    """Return vLLM's own engine, in this process.
+
+    Args:
+        is_synchronous: Without asynchronous scheduling, and with the older model runner.
+        options: Fields of its `EngineArgs`.
+    """
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # a process each would share two cores
-    return LLMEngine.from_engine_args(EngineArgs(**options))
+    if not is_synchronous:
+        return LLMEngine.from_engine_args(EngineArgs(**options))
+    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
+    try:
+        return LLMEngine.from_engine_args(EngineArgs(**options, async_scheduling=False))
+    finally:
+        del os.environ["VLLM_USE_V2_MODEL_RUNNER"]
 
 
 def guarded_engine(

@@ -40,6 +40,18 @@ class Pool:
     flagged: tuple[Chat, ...]
 
 
+@dataclass(frozen=True)
+class Candidates:
+    """Prompts to choose from."""
+
+    seed: int
+    """Of their order."""
+    most_tokens: int
+    """Of a prompt."""
+    system: str | None = None
+    """A system message for all; None leaves prompts as they are."""
+
+
 def guard_of(engine: Engine, detectors: Sequence[CalibratedDetector], responder: str) -> Guard:
     """Return a guard of detectors that are loaded already."""
     name = route_of(responder)
@@ -81,18 +93,17 @@ def random_weights(model: str) -> tuple[CalibratedDetector, LinearReadout]:
 
 
 def flagging_a_third(
-    engine: Engine, detector: CalibratedDetector, *, seed: int, most_tokens: int
+    engine: Engine, detector: CalibratedDetector, candidates: Candidates
 ) -> CalibratedDetector:
     """Return a detector with a threshold that a third of the prompts reach.
 
     Args:
         engine: Scores them.
         detector: With any threshold.
-        seed: Of their order.
-        most_tokens: Of a prompt.
+        candidates: The prompts.
     """
     guard = guard_of(engine, [detector], "fixed_reply")
-    some = list(islice(_candidates(engine, seed, most_tokens, None), 2 * AT_A_TIME))
+    some = list(islice(_candidates(engine, candidates), 2 * AT_A_TIME))
     scores = _scores(guard, some)[:, 0]
     return replace(detector, threshold=float(np.quantile(scores, 2 / 3)))
 
@@ -100,23 +111,19 @@ def flagging_a_third(
 def choose(
     engine: Engine,
     detector: CalibratedDetector,
+    candidates: Candidates,
     *,
     num_ordinary: int,
     num_flagged: int,
-    seed: int,
-    most_tokens: int,
-    system: str | None = None,
 ) -> tuple[Pool, CalibratedDetector]:
     """Choose prompts, and set the threshold of the detector's part that reads the last token.
 
     Args:
         engine: Scores them.
         detector: Must flag the flagged ones alone, and so must its part.
+        candidates: The prompts.
         num_ordinary: How many pass.
         num_flagged: How many are flagged.
-        seed: Of their order.
-        most_tokens: Of a prompt.
-        system: A system message for all; None leaves prompts as they are.
 
     Raises:
         DataError: There are not so many.
@@ -125,8 +132,8 @@ def choose(
     guard = guard_of(engine, [detector, part], "fixed_reply")
     chats: list[Chat] = []
     scores, ordinary, flagged = np.empty((0, 2)), np.empty(0, int), np.empty(0, int)
-    candidates = _candidates(engine, seed, most_tokens, system)
-    while some := list(islice(candidates, AT_A_TIME)):
+    waiting = _candidates(engine, candidates)
+    while some := list(islice(waiting, AT_A_TIME)):
         chats += some
         scores = np.vstack([scores, _scores(guard, some)])
         part = last_only(detector, threshold=_between(scores, detector.threshold))
@@ -181,10 +188,10 @@ def _scores(guard: Guard, chats: Sequence[Chat]) -> Array:
     return np.array(found, dtype=float)
 
 
-def _candidates(engine: Engine, seed: int, most_tokens: int, system: str | None) -> Iterator[Chat]:
+def _candidates(engine: Engine, of: Candidates) -> Iterator[Chat]:
     """Yield single questions in random order, unsafe and safe ones in turn."""
     examples = [*starter.load(), *written.load()]
-    order = np.random.default_rng(seed).permutation(len(examples))
+    order = np.random.default_rng(of.seed).permutation(len(examples))
     by_label: dict[str, list[Chat]] = {"safe": [], "unsafe": []}
     for index in order:
         example = examples[index]
@@ -192,8 +199,8 @@ def _candidates(engine: Engine, seed: int, most_tokens: int, system: str | None)
             by_label[example.label].append(example.chat)
     for pair in zip(*by_label.values(), strict=False):
         for chat in pair:
-            asked = Chat.from_text(chat.last_user_text, system=system)
-            if _fits(engine, asked, most_tokens):
+            asked = Chat.from_text(chat.last_user_text, system=of.system)
+            if _fits(engine, asked, of.most_tokens):
                 yield asked
 
 

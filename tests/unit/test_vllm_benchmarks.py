@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks.vllm_extraction_scores import score
-from benchmarks.vllm_prompts import MARGIN, choose, guard_of, last_only, sides_of
+from benchmarks.vllm_prompts import MARGIN, Candidates, choose, guard_of, last_only, sides_of
 from benchmarks.vllm_steps import Steps, counting
 from benchmarks.vllm_windows import (
     Answer,
@@ -262,7 +262,7 @@ def test_prompts_are_chosen_by_both_detectors() -> None:
     guard = guard_of(engine, [detector_of(engine, 0.0)], "fixed_reply")
     middle = float(np.median([v.score for chat in CHATS for v in guard.check(chat) if v.score]))
     detector = detector_of(engine, middle)
-    pool, part = choose(engine, detector, num_ordinary=3, num_flagged=2, seed=0, most_tokens=300)
+    pool, part = choose(engine, detector, Candidates(0, 300), num_ordinary=3, num_flagged=2)
     assert (len(pool.ordinary), len(pool.flagged)) == (3, 2)
     both = guard_of(engine, [detector, part], "fixed_reply")
     for chats, flags in ((pool.ordinary, [False] * 2), (pool.flagged, [True] * 2)):
@@ -276,8 +276,7 @@ def test_too_few_prompts_are_an_error() -> None:
         choose(
             engine,
             detector_of(engine, 1e9),
+            Candidates(0, 90),
             num_ordinary=1,
             num_flagged=1,
-            seed=0,
-            most_tokens=90,
         )

@@ -266,7 +266,8 @@ def test_an_id_that_comes_again_is_judged_again() -> None:
     engine: Any = shared(1)
     reader = engine.reader
     reader._settled.add("again")
-    reader.before(SimpleNamespace(finished_req_ids={"again"}, num_scheduled_tokens={"again": 3}))
+    step = {"scheduled_new_reqs": [], "num_scheduled_tokens": {"again": 3}}
+    reader.before(SimpleNamespace(finished_req_ids={"again"}, **step))
     assert "again" not in reader._settled
 
 

@@ -9,7 +9,8 @@ from vllm.engine.arg_utils import EngineArgs
 
 from demur.engines._columns import Columns
 from demur.engines._stored_columns import store
-from demur.engines.vllm.worker import CONFIG_KEY, READOUTS
+from demur.engines.vllm.reader import CONFIG_KEY
+from demur.engines.vllm.worker import READOUTS
 from demur.modeling.gguf import cache_folder
 
 WORKERS = "demur.engines.vllm.worker.Guarded{}Worker"
@@ -37,10 +38,13 @@ def guarding(columns: Columns, *, workers: str) -> dict[str, Any]:
         columns: As of `guarded`.
         workers: The worker's class, with braces in place of `Cpu` or `Gpu`.
     """
-    os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")  # the only one that is guarded
     return {
-        "async_scheduling": False,
         "worker_cls": workers.format("Gpu" if torch.cuda.is_available() else "Cpu"),
-        "logits_processors": [FORCED_REPLY],
         "additional_config": {CONFIG_KEY: store(columns, cache_folder() / READOUTS)},
     }
+
+
+def forcing() -> dict[str, Any]:
+    """Return the fields of `EngineArgs` that a worker needs which forces replies."""
+    os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
+    return {"async_scheduling": False, "logits_processors": [FORCED_REPLY]}

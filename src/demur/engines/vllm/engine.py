@@ -31,8 +31,8 @@ from demur.engines._waiting import Waiting
 from demur.engines.vllm.adapters import LoraRequests, engine_arguments, load_adapters
 from demur.engines.vllm.arguments import guarded
 from demur.engines.vllm.prefixes import NEEDED_FROM, limit_hits, needed_from
+from demur.engines.vllm.reader import CONFIG_KEY, Forced, Reader
 from demur.engines.vllm.rows import Known, Row, sampling_params
-from demur.engines.vllm.worker import CONFIG_KEY, Forced, Reader
 from demur.modeling.chat import ChatRenderer
 from demur.modeling.load import load, locate
 

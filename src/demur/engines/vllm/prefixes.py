@@ -12,7 +12,7 @@ from typing import Any
 
 from vllm.v1.engine.llm_engine import LLMEngine
 
-from demur.engines.vllm.worker import CONFIG_KEY
+from demur.engines.vllm.reader import CONFIG_KEY
 
 NEEDED_FROM = "needed_from"
 """In `extra_args`, among what demur says: the first position that must be computed."""

@@ -47,6 +47,12 @@ def tap(
     num_tokens = int(number)
     if num_tokens == 0:
         return
+    if state.is_cuda:
+        from demur.engines.vllm.tap_kernel import MOST_COLUMNS, tap_all  # noqa: PLC0415  # needs Triton
+
+        if weights.shape[1] <= MOST_COLUMNS:
+            tap_all(state, weights, products, norms)
+            return
     read = state if num_tokens == EVERY else state.index_select(0, wanted[:num_tokens])
     read = read.float()
     torch.mm(read, weights, out=products[: len(read)])
@@ -126,24 +132,75 @@ class Taps:
         self._number.fill_(len(tokens))
         self._place[tokens] = np.arange(len(tokens))
 
-    def values(self, rows: slice) -> Array:
-        """Return the columns of some tokens of the last step, [token, column], float64.
-
-        A token that was not chosen, or did not pass all taps, has NaN.
-        """
-        place = self._place[rows]
-        at = torch.from_numpy(place)
-        products = self._products[:, at].double().cpu().numpy()
-        norms = self._norms[:, at].double().cpu().numpy()[..., None]
-        d_model = self.columns.columns[0].weights.shape[1]
-        scaled = products / np.sqrt(norms**2 / d_model + RMS_EPSILON)
-        values: Array = np.where(self.columns.is_rms, scaled, products).sum(0)
-        values[place == NOWHERE] = np.nan
-        return values
+    def keep(self, rows: slice) -> "Kept":
+        """Copy what the last pass has left of some tokens, behind it, without waiting for it."""
+        if self.can_choose:
+            taken = slice(int(self._number))
+            return Kept(
+                self.columns,
+                self._products[:, taken].clone(),
+                self._norms[:, taken].clone(),
+                first=rows.start,
+                place=self._place[rows].copy(),
+            )
+        products = self._products[:, rows].to("cpu", non_blocking=True)
+        norms = self._norms[:, rows].to("cpu", non_blocking=True)
+        copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        copied.record()
+        place = np.arange(rows.stop - rows.start)
+        return Kept(self.columns, products, norms, first=rows.start, place=place, copied=copied)
 
     def _forget(self) -> None:
         self._products.fill_(torch.nan)
         self._norms.fill_(torch.nan)
+
+
+class Kept:
+    """What taps have left of some tokens of a step.
+
+    Args:
+        columns: What was computed.
+        products: [tapped block, token that was read, column].
+        norms: [tapped block, token that was read].
+        first: The first of the tokens.
+        place: [token], where its numbers stand among those that were read, or NOWHERE.
+        copied: The copy is there once this has happened.
+    """
+
+    def __init__(
+        self,
+        columns: Columns,
+        products: Tensor,
+        norms: Tensor,
+        *,
+        first: int,
+        place: Array,
+        copied: torch.cuda.Event | None = None,
+    ) -> None:
+        self._columns = columns
+        self._products = products
+        self._norms = norms
+        self._first = first
+        self._place = place
+        self._copied = copied
+
+    def values(self, rows: slice) -> Array:
+        """Return the columns of some of the tokens, [token, column], float64; waits for the copy.
+
+        A token that was not chosen, or did not pass all taps, has NaN.
+        """
+        if self._copied is not None:
+            self._copied.synchronize()
+        place = self._place[rows.start - self._first : rows.stop - self._first]
+        if not self._norms.shape[1]:
+            return np.full((len(place), len(self._columns)), np.nan)
+        products = self._products.numpy()[:, place].astype(np.float64)
+        norms = self._norms.numpy()[:, place, None].astype(np.float64)
+        d_model = self._columns.columns[0].weights.shape[1]
+        scaled = products / np.sqrt(norms**2 / d_model + RMS_EPSILON)
+        values: Array = np.where(self._columns.is_rms, scaled, products).sum(0)
+        values[place == NOWHERE] = np.nan
+        return values
 
 
 def _blocks(model: nn.Module, num_blocks: int) -> nn.ModuleList:

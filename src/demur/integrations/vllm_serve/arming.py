@@ -10,8 +10,8 @@ from vllm.engine.arg_utils import EngineArgs
 from demur.core.errors import CapabilityError
 from demur.core.types import ModelId
 from demur.engines._columns import Columns
-from demur.engines.vllm.arguments import guarding
-from demur.engines.vllm.worker import CONFIG_KEY
+from demur.engines.vllm.arguments import forcing, guarding
+from demur.engines.vllm.reader import CONFIG_KEY
 from demur.guard.loading import readouts_of
 from demur.integrations.vllm_serve.policy import ignored, require_possible
 from demur.integrations.vllm_serve.signing import make_key
@@ -52,7 +52,7 @@ def arm(args: EngineArgs) -> None:
         num_blocks=model.hf_config.get_text_config(decoder=True).num_hidden_layers,
     )
     make_key()
-    own = guarding(columns, workers=WORKERS)
+    own = {**guarding(columns, workers=WORKERS), **forcing()}
     own["logits_processors"] = [*(args.logits_processors or []), *own["logits_processors"]]
     own["additional_config"] |= {**options, MODEL_KEY: model_id.as_dict()}
     for name, value in own.items():

@@ -23,7 +23,8 @@ from demur.core.errors import DataError
 from demur.engines._columns import Columns, Spans, spans_of
 from demur.engines._stored_columns import stored
 from demur.engines.vllm.prefixes import NEEDED_FROM, limited, needed_from
-from demur.engines.vllm.worker import CONFIG_KEY, READOUTS
+from demur.engines.vllm.reader import CONFIG_KEY
+from demur.engines.vllm.worker import READOUTS
 from demur.integrations.vllm_serve.arming import arm, is_armed
 from demur.integrations.vllm_serve.asking import ASKED
 from demur.integrations.vllm_serve.policy import ASKED_BY, policy_of

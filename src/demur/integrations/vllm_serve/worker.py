@@ -4,16 +4,13 @@ from typing import Any
 
 from vllm.config import VllmConfig
 from vllm.tokenizers import cached_tokenizer_from_config
+from vllm.v1.worker.cpu_worker import CPUWorker
+from vllm.v1.worker.gpu_worker import Worker
 
 from demur.core.errors import DataError
 from demur.engines._stored_columns import stored
-from demur.engines.vllm.worker import (
-    CONFIG_KEY,
-    READOUTS,
-    GuardedCpuWorker,
-    GuardedGpuWorker,
-    Reader,
-)
+from demur.engines.vllm.reader import CONFIG_KEY
+from demur.engines.vllm.worker import READOUTS, Forcing
 from demur.guard.loading import open_artifact
 from demur.integrations.vllm_serve.arming import model_of
 from demur.integrations.vllm_serve.judge import Judge
@@ -26,11 +23,9 @@ OPEN = {"open": True}
 """The statement that opens a judge."""
 
 
-class Judging:
-    """Adds a judge to a guarded worker, and what the API process calls."""
+class Judging(Forcing):
+    """Adds a judge to a worker, and what the API process calls."""
 
-    vllm_config: VllmConfig
-    reader: Reader
     rank: int
 
     def load_model(self, **kwargs: Any) -> None:
@@ -39,7 +34,7 @@ class Judging:
         Raises:
             DemurError: Something that guard.toml names does not exist or does not fit.
         """
-        super().load_model(**kwargs)  # type: ignore[misc]
+        super().load_model(**kwargs)
         self._signer = Signer.shared()
         self.judge = _judge(self.vllm_config, logs=self.rank == 0)
         self.reader.judge = self.judge
@@ -79,9 +74,9 @@ def _judge(config: VllmConfig, *, logs: bool) -> Judge:
     )
 
 
-class JudgingCpuWorker(Judging, GuardedCpuWorker):
+class JudgingCpuWorker(Judging, CPUWorker):
     """vLLM's worker on a CPU, with a judge."""
 
 
-class JudgingGpuWorker(Judging, GuardedGpuWorker):
+class JudgingGpuWorker(Judging, Worker):
     """vLLM's worker on a GPU, with a judge."""
