@@ -27,7 +27,6 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from math import ceil
 from pathlib import Path
@@ -67,9 +66,11 @@ from benchmarks.vllm_prompts import (
 )
 from benchmarks.vllm_windows import (
     Asked,
+    Cell,
     Difference,
     Window,
     Workload,
+    cells_of,
     differences,
     problems,
     rates,
@@ -86,31 +87,6 @@ RESULTS = Path(__file__).parent / "results"
 OFF, AGAIN, ON, LAST = "off", "off again", "on", "on, last token"
 SYNCHRONOUS, NATIVE = "off, synchronous", "vLLM's extraction"
 WARM_UPS = 1
-
-
-@dataclass(frozen=True)
-class Cell:
-    """What a round is made of."""
-
-    streams: int
-    share: float
-    """Of requests that are flagged."""
-    is_shared: bool = False
-    """All prompts have one long system message."""
-
-    @property
-    def name(self) -> str:
-        """What the report calls it."""
-        prefix = ", shared prefix" if self.is_shared else ""
-        return f"{self.streams} stream{'s' * (self.streams > 1)}, {self.share:.0%} flagged{prefix}"
-
-
-def cells_of(options: argparse.Namespace) -> list[Cell]:
-    """Return all cells: those with a shared prefix have no flagged prompts."""
-    own = [Cell(number, share) for share in options.flagged for number in options.streams]
-    if not options.shared:
-        return own
-    return [*own, *(Cell(number, 0.0, is_shared=True) for number in options.streams)]
 
 
 class Bench:
@@ -307,9 +283,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             except ElsewhereError as error:
                 said = f"it was not measured: {error}"
         cells = []
-        for cell in cells_of(options):
+        for cell in cells_of(options.streams, options.flagged, is_shared=options.shared):
             say(cell.name)
             cells.append(bench.measure(cell, native))
+            say(json.dumps(cells[-1]["ratios"]))
     return {
         "command": "python -m benchmarks.throughput_vllm"
         + " --eager" * options.eager

@@ -19,6 +19,35 @@ from demur.core.types import Chat
 
 
 @dataclass(frozen=True)
+class Cell:
+    """What a round is made of."""
+
+    streams: int
+    share: float
+    """Of requests that are flagged."""
+    is_shared: bool = False
+    """All prompts have one long system message."""
+
+    @property
+    def name(self) -> str:
+        """What the report calls it."""
+        prefix = ", shared prefix" if self.is_shared else ""
+        return f"{self.streams} stream{'s' * (self.streams > 1)}, {self.share:.0%} flagged{prefix}"
+
+
+def cells_of(streams: Sequence[int], shares: Sequence[float], *, is_shared: bool) -> list[Cell]:
+    """Return all cells.
+
+    Args:
+        streams: Requests under way at a time.
+        shares: Of requests that are flagged.
+        is_shared: With cells of a shared prefix, too, which have no flagged prompts.
+    """
+    own = [Cell(number, share) for share in shares for number in streams]
+    return own + [Cell(number, 0.0, is_shared=True) for number in streams if is_shared]
+
+
+@dataclass(frozen=True)
 class Asked:
     """One request."""
 

@@ -116,21 +116,24 @@ class Columns:
                 "other detectors; name this one when the engine is loaded"
             )
         numbers, inverse = self._inverses[spec]
-        found = values[numbers].astype(np.float64)
+        found = values[numbers].astype(np.float32)
         if not np.isfinite(found).all():
             raise DataError("a score is not finite: check the model's dtype and weights")
         shape = self.columns[numbers[0]].weights.shape
-        state: Array = (inverse @ found).reshape(shape).astype(np.float32)
-        return state
+        state: Array = inverse[0] * found[0]
+        for row, value in zip(inverse[1:], found[1:], strict=True):
+            state += row * value
+        return state.reshape(shape)
 
     @cached_property
     def _inverses(self) -> dict[CaptureSpec, tuple[list[int], Array]]:
-        """For each read its columns, and their pseudo-inverse [layer * d_model, column]."""
+        """For each read its columns, and the pseudo-inverse [column, layer * d_model], float32."""
         found = {}
         for spec in self.specs:
             numbers = [n for n, column in enumerate(self.columns) if column.spec == spec]
             weights = np.stack([self.columns[n].weights.reshape(-1) for n in numbers])
-            found[spec] = numbers, np.linalg.pinv(weights.astype(np.float64))
+            inverse = np.linalg.pinv(weights.astype(np.float64)).T
+            found[spec] = numbers, np.ascontiguousarray(inverse, np.float32)
         return found
 
     @cached_property

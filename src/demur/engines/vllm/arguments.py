@@ -13,7 +13,7 @@ from demur.engines.vllm.reader import CONFIG_KEY
 from demur.engines.vllm.worker import READOUTS
 from demur.modeling.gguf import cache_folder
 
-WORKERS = "demur.engines.vllm.worker.Guarded{}Worker"
+WORKERS = "demur.engines.vllm.{}_worker.Guarded{}Worker"
 FORCED_REPLY = "demur.engines.vllm.worker:ForcedReply"
 
 
@@ -36,10 +36,11 @@ def guarding(columns: Columns, *, workers: str) -> dict[str, Any]:
 
     Args:
         columns: As of `guarded`.
-        workers: The worker's class, with braces in place of `Cpu` or `Gpu`.
+        workers: The worker's class, with braces in place of `cpu` or `gpu`, and of `Cpu` or `Gpu`.
     """
+    kind = "gpu" if torch.cuda.is_available() else "cpu"
     return {
-        "worker_cls": workers.format("Gpu" if torch.cuda.is_available() else "Cpu"),
+        "worker_cls": workers.format(kind, kind.capitalize()),
         "additional_config": {CONFIG_KEY: store(columns, cache_folder() / READOUTS)},
     }
 

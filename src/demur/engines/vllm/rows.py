@@ -100,4 +100,5 @@ def sampling_params(
         logprobs=0 if request.wants_logprobs else None,  # of 32 rows a tenth of a step
         detokenize=False,
         output_kind=RequestOutputKind.DELTA,
+        skip_clone=True,  # made for this request alone; vLLM copies what it holds one by one
     )

@@ -15,8 +15,6 @@ import torch
 from vllm.config import VllmConfig
 from vllm.v1.outputs import AsyncModelRunnerOutput
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
-from vllm.v1.worker.cpu_worker import CPUWorker
-from vllm.v1.worker.gpu_worker import Worker
 
 from demur.core.errors import CapabilityError
 from demur.engines._stored_columns import stored
@@ -170,14 +168,6 @@ class Forcing(Guarding):
         step = self.model_runner.execute_model_state
         if step is not None and step.logits is not None:
             processor.apply(step.logits)
-
-
-class GuardedCpuWorker(Guarding, CPUWorker):
-    """vLLM's worker on a CPU, guarded."""
-
-
-class GuardedGpuWorker(Guarding, Worker):
-    """vLLM's worker on a GPU, guarded."""
 
 
 def _require(refused: dict[str, bool]) -> None:

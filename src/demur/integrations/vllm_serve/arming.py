@@ -20,7 +20,7 @@ from demur.serving.settings import load_settings
 
 log = logging.getLogger("vllm.demur")
 
-WORKERS = "demur.integrations.vllm_serve.worker.Judging{}Worker"
+WORKERS = "demur.integrations.vllm_serve.{}_worker.Judging{}Worker"
 MODEL_KEY = "demur_model"
 """In vLLM's `additional_config`: the identity of the model."""
 

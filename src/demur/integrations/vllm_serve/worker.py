@@ -4,8 +4,6 @@ from typing import Any
 
 from vllm.config import VllmConfig
 from vllm.tokenizers import cached_tokenizer_from_config
-from vllm.v1.worker.cpu_worker import CPUWorker
-from vllm.v1.worker.gpu_worker import Worker
 
 from demur.core.errors import DataError
 from demur.engines._stored_columns import stored
@@ -72,11 +70,3 @@ def _judge(config: VllmConfig, *, logs: bool) -> Judge:
         reply_ids=tokenizer(text, add_special_tokens=False)["input_ids"] if text else (),
         logs=logs,
     )
-
-
-class JudgingCpuWorker(Judging, CPUWorker):
-    """vLLM's worker on a CPU, with a judge."""
-
-
-class JudgingGpuWorker(Judging, Worker):
-    """vLLM's worker on a GPU, with a judge."""
