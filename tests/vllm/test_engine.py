@@ -271,6 +271,25 @@ def test_an_id_that_comes_again_is_judged_again() -> None:
     assert "again" not in reader._settled
 
 
+def test_what_was_read_for_an_earlier_request_judges_no_later_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine: Any = shared(1)
+    monkeypatch.setattr(engine._engine, "add_request", lambda *_, **__: "key")
+    seen: list[Readings] = []
+    request = Request("0", engine.render(Chat.from_text(TEXTS[0])), Sampling(), READS, seen.append)
+    try:
+        assert not list(engine._admit(request))
+        row, values = engine._rows["0"], np.zeros(len(engine._columns))
+        assert engine._judge({"id": "0", "number": row.number - 1}, values) == ()
+        assert not seen
+        assert not row.is_judged
+        assert engine._judge({"id": "0", "number": row.number}, values) is None
+        assert len(seen) == 1
+    finally:
+        engine._rows.clear()
+
+
 def test_speculative_decoding_is_refused_by_name() -> None:
     with pytest.raises(Exception, match=r"speculative|logits processors"):
         make(speculative_config={"method": "ngram", "num_speculative_tokens": 2,

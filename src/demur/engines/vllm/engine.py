@@ -268,7 +268,8 @@ class VllmEngine:
             end_token_ids=self._known.end_token_ids,
         )
         params.skip_reading_prefix_cache = is_bypassed
-        params.extra_args = {CONFIG_KEY: {"id": request.id, "spans": spans, NEEDED_FROM: first}}
+        said = {"id": request.id, "number": row.number, "spans": spans, NEEDED_FROM: first}
+        params.extra_args = {CONFIG_KEY: said}
         row.key = self._engine.add_request(
             request.id,
             {"prompt_token_ids": list(prompt.token_ids)},
@@ -278,13 +279,13 @@ class VllmEngine:
         self._rows[request.id] = row
 
     def _judge(self, extra: dict[str, Any], found: Array | Exception) -> Forced | None:
-        """Let a request's own function decide, between its prefill and its first token.
+        """Let a request's own function decide, before its first token is handed on.
 
         Returns:
-            None lets vLLM draw; an empty reply is forced where something else comes of it.
+            None if vLLM's reply stands; an empty one where something else comes of it.
         """
         row = self._rows.get(extra.get("id", ""))
-        if row is None:
+        if row is None or row.number != extra["number"]:  # over; its id may have come again
             return ()
         if row.is_judged:  # read again, with a safety prompt
             return None

@@ -3,6 +3,8 @@
 import hashlib
 import math
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import count
 from typing import Any
 
 from vllm import SamplingParams
@@ -37,6 +39,8 @@ class Row:
     prompt: Prompt
     text: TextStream
     started_at: float
+    number: int = field(default_factory=partial(next, count()))
+    """Its own, whereas ids may come again."""
     key: str = ""
     """vLLM's own id of it."""
     told: list[Event] = field(default_factory=list)
