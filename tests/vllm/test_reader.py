@@ -38,7 +38,8 @@ class Step:
         weights = np.arange(1, 1 + D_MODEL, dtype=np.float32)[None]
         self.columns = Columns((Column(LAST, weights), Column(ALL, weights)), 1)
         self.model = nn.Module()
-        self.model.layers = nn.ModuleList([Block()])
+        self.block = Block()
+        self.model.layers = nn.ModuleList([self.block])
         taps = of_taps.Taps(self.model, self.columns, max_tokens=64, device=torch.device("cpu"))
         self.is_older = is_older
         self.runner = SimpleNamespace(input_batch=None) if is_older else SimpleNamespace()
@@ -80,7 +81,7 @@ class Step:
             self.runner.execute_model_state = SimpleNamespace(input_batch=batch)
         self.reader.choose()
         rows = [self.states[name][self.read[name] :][: counts[name]] for name in ids]
-        self.model.layers[0](torch.cat(rows))
+        self.block(torch.cat(rows))
         for name in ids:
             self.read[name] += counts[name]
         return self.reader.take()
