@@ -20,6 +20,9 @@ from demur.core.readings import Array
 from demur.engines._columns import Columns
 from demur.modeling.pooling import RMS_EPSILON
 
+if torch.version.cuda:  # then there is Triton, too
+    from demur.engines.vllm.tap_kernel import MOST_COLUMNS, tap_all
+
 EVERY = -1
 """Tokens are wanted."""
 NOWHERE = -1
@@ -47,12 +50,9 @@ def tap(
     num_tokens = int(number)
     if num_tokens == 0:
         return
-    if state.is_cuda:
-        from demur.engines.vllm.tap_kernel import MOST_COLUMNS, tap_all  # noqa: PLC0415  # needs Triton
-
-        if weights.shape[1] <= MOST_COLUMNS:
-            tap_all(state, weights, products, norms)
-            return
+    if state.is_cuda and weights.shape[1] <= MOST_COLUMNS:
+        tap_all(state, weights, products, norms)
+        return
     read = state if num_tokens == EVERY else state.index_select(0, wanted[:num_tokens])
     read = read.float()
     torch.mm(read, weights, out=products[: len(read)])
