@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, Protocol
+from unittest.mock import patch
 
 import torch
 from vllm import SamplingParams
@@ -115,11 +116,8 @@ def plain_engine(*, is_synchronous: bool = False, **options: Any) -> LLMEngine:
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # a process each would share two cores
     if not is_synchronous:
         return LLMEngine.from_engine_args(EngineArgs(**options))
-    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
-    try:
+    with patch.dict(os.environ, VLLM_USE_V2_MODEL_RUNNER="0"):
         return LLMEngine.from_engine_args(EngineArgs(**options, async_scheduling=False))
-    finally:
-        del os.environ["VLLM_USE_V2_MODEL_RUNNER"]
 
 
 def guarded_engine(

@@ -26,13 +26,11 @@ from demur.modeling.capture import capture
 from demur.modeling.fast_capture import FastCapture
 from demur.modeling.load import LoadedModel
 from tests.adapters import lora
+from tests.gpu import needs_gpu
 from tests.interventions import stored
 from tests.tiny import CONFIGS, tiny
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"),
-]
+pytestmark = needs_gpu
 
 D_MODEL = 32
 READS: tuple[CaptureSpec, ...] = (

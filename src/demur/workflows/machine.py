@@ -5,8 +5,6 @@ import platform
 from importlib.metadata import version
 from pathlib import Path
 
-import torch
-
 
 def library_versions(*names: str) -> dict[str, str]:
     """Return the versions of libraries, of demur and of Python, by name."""
@@ -15,13 +13,12 @@ def library_versions(*names: str) -> dict[str, str]:
 
 
 def describe_machine() -> dict[str, object]:
-    """Return the processor, cores, memory, GPU and library versions."""
+    """Return the processor, cores, memory and library versions."""
     names = ("demur", "torch", "transformers", "numpy", "scikit-learn")
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
         "versions": {name: version(name) for name in names},
     }

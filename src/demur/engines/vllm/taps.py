@@ -9,6 +9,8 @@ what they come to is worked out once a step, since an operation on few numbers t
 on all of them. Where a tap did not run, they are NaN.
 """
 
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -155,51 +157,43 @@ class Taps:
         self._norms.fill_(torch.nan)
 
 
+@dataclass(frozen=True, eq=False)
 class Kept:
-    """What taps have left of some tokens of a step.
+    """What taps have left of some tokens of a step."""
 
-    Args:
-        columns: What was computed.
-        products: [tapped block, token that was read, column].
-        norms: [tapped block, token that was read].
-        first: The first of the tokens.
-        place: [token], where its numbers stand among those that were read, or NOWHERE.
-        copied: The copy is there once this has happened.
-    """
-
-    def __init__(
-        self,
-        columns: Columns,
-        products: Tensor,
-        norms: Tensor,
-        *,
-        first: int,
-        place: Array,
-        copied: torch.cuda.Event | None = None,
-    ) -> None:
-        self._columns = columns
-        self._products = products
-        self._norms = norms
-        self._first = first
-        self._place = place
-        self._copied = copied
+    columns: Columns
+    """What was computed."""
+    products: Tensor
+    """[tapped block, token that was read, column]."""
+    norms: Tensor
+    """[tapped block, token that was read]."""
+    first: int
+    """The first of the tokens."""
+    place: Array
+    """[token], where its numbers stand among those that were read, or NOWHERE."""
+    copied: torch.cuda.Event | None = None
+    """The copy is there once this has happened."""
 
     def values(self, rows: slice) -> Array:
         """Return the columns of some of the tokens, [token, column], float64; waits for the copy.
 
         A token that was not chosen, or did not pass all taps, has NaN.
         """
-        if self._copied is not None:
-            self._copied.synchronize()
-        place = self._place[rows.start - self._first : rows.stop - self._first]
-        if not self._norms.shape[1]:
-            return np.full((len(place), len(self._columns)), np.nan)
-        products = self._products.numpy()[:, place].astype(np.float64)
-        norms = self._norms.numpy()[:, place, None].astype(np.float64)
-        d_model = self._columns.columns[0].weights.shape[1]
+        return self._values[rows.start - self.first : rows.stop - self.first]
+
+    @cached_property
+    def _values(self) -> Array:
+        """The columns of all the tokens, worked out once for all prompts of the step."""
+        if self.copied is not None:
+            self.copied.synchronize()
+        if not self.norms.shape[1]:
+            return np.full((len(self.place), len(self.columns)), np.nan)
+        products = self.products.numpy().astype(np.float64)
+        norms = self.norms.numpy().astype(np.float64)[..., None]
+        d_model = self.columns.columns[0].weights.shape[1]
         scaled = products / np.sqrt(norms**2 / d_model + RMS_EPSILON)
-        values: Array = np.where(self._columns.is_rms, scaled, products).sum(0)
-        values[place == NOWHERE] = np.nan
+        values: Array = np.where(self.columns.is_rms, scaled, products).sum(0)[self.place]
+        values[self.place == NOWHERE] = np.nan
         return values
 
 
