@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.arms import Arms, held_out_cases, tell
-from benchmarks.artifacts import trained_folder, training_metrics
+from benchmarks.artifacts import LEARNING_RATE, trained_folder, training_metrics
 from benchmarks.gate import gate_of
 from benchmarks.machine import describe_machine
 from benchmarks.results_files import RESULTS, keep
@@ -139,7 +139,11 @@ class Trainings:
         self._root = root
         self._steps = steps
         # An answer that was cut at the limit is cut once more, so that no end is learnt.
-        self._shared: Mapping[str, Any] = {"batch_size": 4, "max_reply_tokens": MAX_TOKENS - 1}
+        self._shared: Mapping[str, Any] = {
+            "batch_size": 4,
+            "learning_rate": LEARNING_RATE,
+            "max_reply_tokens": MAX_TOKENS - 1,
+        }
 
     def plain(self) -> Path:
         """Return the adapter of all blocks."""

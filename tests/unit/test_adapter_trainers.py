@@ -17,7 +17,7 @@ from demur.core.training import Progress, Trainer
 from demur.modeling.labelled import label_log_probs
 from demur.modeling.load import LoadedModel, load
 from demur.modeling.lora import Adapted, Lora
-from demur.trainers import _tuning
+from demur.trainers import _adapter, _tuning
 from demur.trainers._adapter import parted
 from demur.trainers._checkpoints import Checkpoint
 from demur.trainers._objectives import TokenMean
@@ -40,6 +40,7 @@ TRAINERS: Mapping[str, Callable[..., Trainer]] = {
     "derta": DertaTrainer,
     "unlearning": UnlearningTrainer,
 }
+ONE_STEP: Mapping[str, Any] = {"rank": 4, "steps": 1, "batch_size": 4}
 
 
 @pytest.fixture(scope="module")
@@ -329,3 +330,20 @@ def test_a_chart_has_the_first_and_the_last_value_and_all_steps() -> None:
     assert (found.low, found.high, found.first, found.last) == ("0", "4", "4", "1")
     assert found.raw == "52.0,12.0 292.0,92.0 412.0,172.0"
     assert found.mean == "52.0,12.0 292.0,52.0 412.0,132.0"
+
+
+@pytest.mark.parametrize(
+    ("beyond", "trainer", "expected"),
+    [
+        (1, SftTrainer(**ONE_STEP), 1e-3), (0, SftTrainer(**ONE_STEP), 2e-4),
+        (1, SftTrainer(**ONE_STEP, learning_rate=5e-4), 5e-4), (1, DpoTrainer(**ONE_STEP), 2e-4),
+        (1, UnlearningTrainer(**ONE_STEP, learning_rate=None), 1e-3),
+    ],
+)  # fmt: skip
+def test_the_learning_rate_goes_by_the_size_of_the_model_unless_it_is_given(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, beyond: int, trainer: Trainer, expected: float
+) -> None:
+    loaded = load(folder, dtype="float32", device="cpu")
+    num_weights = sum(weights.numel() for weights in loaded.model.state_dict().values())
+    monkeypatch.setattr(_adapter, "SMALL_MODEL", num_weights + beyond)
+    assert trainer.train(examples(), run_on(folder)).metrics["learning_rate"] == expected

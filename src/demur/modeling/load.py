@@ -42,6 +42,11 @@ class LoadedModel:
         return next(self.model.parameters()).device
 
     @property
+    def num_weights(self) -> int:
+        """All of the model's, each shared one counted once."""
+        return sum(weights.numel() for weights in self.model.parameters())
+
+    @property
     def max_tokens(self) -> int:
         """The model's context: prompt and reply together."""
         return int(self.model.config.get_text_config(decoder=True).max_position_embeddings)

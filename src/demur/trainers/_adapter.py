@@ -28,6 +28,9 @@ from demur.trainers._tuning import Items, Plan, never, tune, without_gradients
 
 MAX_HELD_OUT = 48
 """Groups of examples that are measured only, at most."""
+SMALL_MODEL = 1_000_000_000
+"""Weights; below, a hundred steps at the lower rate teach next to nothing."""
+LEARNING_RATE, LEARNING_RATE_SMALL = 2e-4, 1e-3
 
 
 @dataclass
@@ -48,8 +51,9 @@ class AdapterTrainer(Trainer):
     """Examples a step, 1 or more; of a pair both replies."""
     unsafe_share: float = 0.5
     """Of a step's examples, 0 to 1, where there are examples of both labels."""
-    learning_rate: float = 2e-4
-    """Of AdamW, over 0; it rises in a line and falls as a cosine."""
+    learning_rate: float | None = None
+    """Of AdamW, over 0; it rises in a line and falls as a cosine. None is 1e-3 for a model of less
+    than a billion weights, and 2e-4 for others."""
     warm_up: float = 0.03
     """Share of the steps in which the learning rate rises, 0 to 1."""
     weight_decay: float = 0.0
@@ -74,7 +78,7 @@ class AdapterTrainer(Trainer):
         for name in ("unsafe_share", "warm_up"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}: expected 0 to 1")
-        if not self.learning_rate > 0:
+        if self.learning_rate is not None and not self.learning_rate > 0:
             raise ConfigError(f"learning_rate is {self.learning_rate}: expected more than 0")
         if not self.weight_decay >= 0:
             raise ConfigError(f"weight_decay is {self.weight_decay}: expected 0 or more")
@@ -135,7 +139,8 @@ class AdapterTrainer(Trainer):
                 f"of {len(examples)} examples none can be learnt from: expected labelled prompts "
                 f"of at most {self.max_prompt_tokens} tokens, the safe ones with a safe_response"
             )
-        adapted, plan = Adapted(loaded, self._lora(), seed=run.seed), self._plan(run.seed)
+        plan = self._plan(loaded, run.seed)
+        adapted = Adapted(loaded, self._lora(), seed=run.seed)
         objective = self.objective(adapted, list(islice(items.drawn(plan), plan.steps)), run)
         checkpoint = Checkpoint(run.checkpoint, self._training_id(examples, loaded, run))
         state = tune(
@@ -148,19 +153,20 @@ class AdapterTrainer(Trainer):
             is_done=self.watch(adapted, held, run),
         )
         tensors = adapted.tensors()
-        counts = {
+        facts = {
             "num_unsafe": len(items.unsafe),
             "num_safe": len(items.safe),
             "num_too_long": corpus.num_too_long,
             "num_tokens": state.num_tokens,
             "num_weights": sum(tensor.numel() for tensor in tensors.values()),
+            "learning_rate": plan.learning_rate,
         }
         measured = self._measured(adapted, held, seed=run.seed) if held else {}
         return Outcome(
             loaded.model_id,
             {name: tensor.numpy() for name, tensor in tensors.items()},
             fields={"layers": list(self._lora().blocks(loaded.parts))},
-            metrics={**{name: float(count) for name, count in counts.items()}, **measured},
+            metrics={**{name: float(value) for name, value in facts.items()}, **measured},
             curve=state.curve,
             curves=state.curves,
             tensors_file=WEIGHTS,
@@ -171,12 +177,13 @@ class AdapterTrainer(Trainer):
         layers = None if self.layers is None else tuple(self.layers)
         return Lora(self.rank, self.alpha, layers, self.modules)
 
-    def _plan(self, seed: int) -> Plan:
+    def _plan(self, loaded: LoadedModel, seed: int) -> Plan:
+        by_default = LEARNING_RATE_SMALL if loaded.num_weights < SMALL_MODEL else LEARNING_RATE
         return Plan(
             steps=self.steps,
             batch_size=self.batch_size,
             unsafe_share=self.unsafe_share,
-            learning_rate=self.learning_rate,
+            learning_rate=by_default if self.learning_rate is None else self.learning_rate,
             warm_up=self.warm_up,
             weight_decay=self.weight_decay,
             seed=seed,

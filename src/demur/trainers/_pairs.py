@@ -1,6 +1,7 @@
 """Pairs of replies, one wanted and one not: what DPO and unlearning learn from."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from demur.core.errors import DataError
 from demur.modeling.load import LoadedModel
@@ -9,8 +10,13 @@ from demur.trainers._rows import Said, constant
 from demur.trainers._tuning import Items
 
 
+@dataclass
 class PairTrainer(AdapterTrainer):
     """Trains adapters on pairs; a method says what is made small of them."""
+
+    learning_rate: float | None = 2e-4
+    """Of AdamW, over 0; it rises in a line and falls as a cosine. None as in other trainers, which
+    is higher for a small model: mind that a rejected reply can lose without bound."""
 
     def require(self, said: Sequence[Said]) -> None:
         """Refuse examples of which no unsafe prompt has two replies.
