@@ -1,0 +1,139 @@
+"""What an adapter of upper blocks costs in strength: the price of going on from what was read.
+
+Blocks below an adapter's lowest one compute what they computed before, so that a flagged prompt is
+read again from there on only (`benchmarks.rerouting` measures the time). Here the same training, on
+the prompts and replies that ship, adapts all blocks or those from some depth on; each adapter is
+always on, for prompts that nothing was trained on. What was trained and drawn is kept in the user's
+cache, so that a run which was stopped goes on.
+
+    DEMUR_DATA=FOLDER python -m benchmarks.adapter_layers [--model M] [--share 1] [--steps 120]
+"""
+
+import argparse
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.adapter_layers_report import report
+from benchmarks.arms import Arms, held_out_cases
+from benchmarks.artifacts import LEARNING_RATE, trained_folder, training_metrics
+from benchmarks.gate import gate_of
+from benchmarks.machine import describe_machine
+from benchmarks.results_files import RESULTS, keep
+from demur.core.readings import Array
+from demur.datasets import replies
+from demur.datasets.demur_data import DemurData
+from demur.modeling.gguf import cache_folder
+from demur.studies._arms import Arm, arm_rows, paired_change
+from demur.studies._cases import ROLES, Cases
+from demur.studies._outcomes import Outcomes
+from demur.trainers.sft import SftTrainer
+from demur.workflows.fit import describe_set
+
+MAX_TOKENS = 48
+DEPTHS = (0.0, 0.4, 0.5, 0.75)
+"""Shares of the blocks that are left alone, from the first one on; none comes first."""
+
+NONE = "none"
+
+
+def measure(model: str, detector: str, *, share: float, steps: int) -> dict[str, Any]:
+    """Measure one model.
+
+    Args:
+        model: As `--model` takes it.
+        detector: A gate, which `benchmarks.arms` asks for; nothing is gated here.
+        share: Of the prompts of `benchmarks.arms`, over 0.
+        steps: Of each training.
+    """
+    started = time.perf_counter()
+    arms = Arms(
+        model,
+        held_out_cases(DemurData(), share=share),
+        detector=detector,
+        max_tokens=MAX_TOKENS,
+    )
+    num_blocks = len(arms.engine.loaded.parts.blocks)
+    root = cache_folder() / "benchmarks" / "adapter_layers" / arms.engine.model_id.name
+    learnt = replies.load("train")
+    folders: dict[str, Path] = {}
+    for first in (round(depth * num_blocks) for depth in DEPTHS):
+        name = f"{first} to {num_blocks - 1}"
+        trainer = SftTrainer(
+            layers=range(first, num_blocks), steps=steps, learning_rate=LEARNING_RATE
+        )
+        folders[name] = trained_folder(trainer, learnt, model, root / f"from-{first}")
+    outcomes = {name: arms.under(f"adapter:{folder}") for name, folder in folders.items()}
+    return {
+        "model": arms.engine.model_id.as_dict(),
+        "share": share,
+        "steps": steps,
+        "num_blocks": num_blocks,
+        "trained_on": describe_set(learnt),
+        "training": {name: training_metrics(folder) for name, folder in folders.items()},
+        "arms": strengths(arms.base(), outcomes, arms.cases),
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def strengths(
+    base: Outcomes, outcomes: Mapping[str, Outcomes], cases: Cases
+) -> list[dict[str, Any]]:
+    """Return a row an arm and role, with changes to the model and to the adapter of all blocks.
+
+    Args:
+        base: Of the model by itself.
+        outcomes: By adapter, that of all blocks first.
+        cases: The prompts.
+    """
+    every = np.ones(len(cases.examples), dtype=bool)
+    whole = next(iter(outcomes.values()))
+    present = [rows for role in ROLES if len(rows := cases.rows(role))]
+    found: list[dict[str, Any]] = []
+    for name, of in {NONE: base, **outcomes}.items():
+        kept = arm_rows("adapter", Arm(name, of, None if of is base else every), base, cases)
+        found += [
+            {**row, "to_all": _to_all(of, whole, rows, cases.group[rows])}
+            for row, rows in zip(kept, present, strict=True)
+        ]
+    return found
+
+
+def _to_all(
+    of: Outcomes, whole: Outcomes, rows: Array, group: Array
+) -> dict[str, tuple[float, tuple[float, float]]]:
+    """Return how much more is refused than under the adapter of all blocks, by labeller."""
+    return {
+        labeller: paired_change(
+            getattr(of, labeller)[rows] == "refused",
+            getattr(whole, labeller)[rows] == "refused",
+            group,
+        )
+        for labeller in ("outcome", "second")
+    }
+
+
+def main() -> None:
+    """Measure, write the results, and print them."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="embedded")
+    parser.add_argument("--detector", help="the gate; default: packaged, or fitted for the model")
+    parser.add_argument("--share", type=float, default=1.0, help="of the prompts; 1 for 150 each")
+    parser.add_argument("--steps", type=int, default=120, help="of each training")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--json", action="store_true", help="print JSON instead of the report")
+    options = parser.parse_args()
+    results = {"machine": describe_machine(), "max_tokens": MAX_TOKENS} | measure(
+        options.model,
+        gate_of(options.model, options.detector),
+        share=options.share,
+        steps=options.steps,
+    )
+    keep("adapter_layers", results, report(results), folder=options.out, prints_json=options.json)
+
+
+if __name__ == "__main__":
+    main()
