@@ -26,7 +26,7 @@ from benchmarks.artifacts import LEARNING_RATE, trained_folder, training_metrics
 from benchmarks.gate import gate_of
 from benchmarks.machine import describe_machine
 from benchmarks.results_files import RESULTS, keep
-from benchmarks.two_step_claims import BASE, judged, rows_of
+from benchmarks.two_step_claims import BASE, judged_by_both, rows_of
 from benchmarks.two_step_cost import cost_of, timings_of
 from benchmarks.two_step_report import report
 from benchmarks.two_step_rows import Style, cells_of, to_train
@@ -106,7 +106,7 @@ def measure(plan: Plan) -> dict[str, Any]:
         tell(f"{adapter.name}: utility")
         utility = compared(sets, utility_base, sets.measured(adapter.line))
         found[adapter.name] = {
-            **judged(base, always, flagged, cells, adapter.style),
+            **judged_by_both(base, always, flagged, cells, adapter.style),
             "trained_on": adapter.style,
             "training": training_metrics(adapter.folder),
             "utility": utility,

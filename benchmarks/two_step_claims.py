@@ -6,7 +6,7 @@ Every number has an interval over groups of prompts, with all arms on the same p
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -195,10 +195,24 @@ def removed_share(base: Array, arm: Array) -> float | None:
     return 1 - float(arm.mean()) / before if before > 0 else None
 
 
+def judged_by_both(
+    base: Outcomes, always: Outcomes, flagged: Array, cells: Cells, style: Style
+) -> dict[str, Any]:
+    """Return what `judged` finds, and as `second` what it finds by the second labeller."""
+    return {
+        **judged(base, always, flagged, cells, style),
+        "second": judged(_swapped(base), _swapped(always), flagged, cells, style),
+    }
+
+
+def _swapped(of: Outcomes) -> Outcomes:
+    return replace(of, outcome=of.second, second=of.outcome)
+
+
 def judged(
     base: Outcomes, always: Outcomes, flagged: Array, cells: Cells, style: Style
 ) -> dict[str, Any]:
-    """Return everything that is said of one adapter.
+    """Return everything that is said of one adapter by the first labeller.
 
     Args:
         base: Of the model by itself.

@@ -17,8 +17,8 @@ from benchmarks.two_step_claims import (
 from benchmarks.two_step_utility import LEAST_LOSS, MARGIN, OVER_CHANCE
 from demur.core.validation import rate_name, validated
 
-LABELLER = "reply_classifier"
-"""By which rates go."""
+LABELLER, SECOND = "reply_classifier", "refusal_match"
+"""By which rates go, and what they are held against."""
 
 Found = Sequence[Any]
 """A number and its interval."""
@@ -102,15 +102,20 @@ def _claims(results: Mapping[str, Any]) -> Iterator[str]:
     names = list(results["adapters"])
     yield f"| claim | {' | '.join(names)} |"
     yield "| --- |" + " --- |" * len(names)
-    claims = [claims_of(of) for of in results["adapters"].values()]
-    for claim in claims[0]:
-        yield f"| {claim} | {' | '.join(_reached(of[claim]) for of in claims)} |"
+    claims = [
+        (claims_of(of), claims_of({**of["second"], "utility": of["utility"]}))
+        for of in results["adapters"].values()
+    ]
+    for claim in claims[0][0]:
+        cells = (f"{_reached(first[claim])}, {_counted(second[claim])}" for first, second in claims)
+        yield f"| {claim} | {' | '.join(cells)} |"
     yield ""
     yield (
-        "A cell in which the adapter gains or loses nothing does not count. r is the detector's "
-        "recall in the cell, f its flag rate on the same safe prompts or questions. Arms are "
-        f"composed, so that `{ORACLE}` has `{ALWAYS}`'s gain by construction; what a guard "
-        "really answers is compared with that under Cost."
+        f"In brackets the number of cells; after it what it would be by `{SECOND}`, which knows "
+        "refusals by their words. A cell in which the adapter gains or loses nothing does not "
+        "count. r is the detector's recall in the cell, f its flag rate on the same safe prompts "
+        f"or questions. Arms are composed, so that `{ORACLE}` has `{ALWAYS}`'s gain by "
+        "construction; what a guard really answers is compared with that under Cost."
     )
 
 
@@ -160,7 +165,12 @@ def _reached(found: Sequence[bool | None]) -> str:
     known = [of for of in found if of is not None]
     if not known:
         return "nothing to compare"
-    return f"{'reached' if all(known) else 'not reached'} ({sum(known)} of {len(known)})"
+    return f"{'reached' if all(known) else 'not reached'} ({_counted(found)})"
+
+
+def _counted(found: Sequence[bool | None]) -> str:
+    known = [of for of in found if of is not None]
+    return f"{sum(known)} of {len(known)}" if known else "nothing"
 
 
 def _carried_over(
@@ -179,12 +189,7 @@ def _carried_over(
         yield f"| {cell} | {' | '.join(_carried(adapters[name], cell) for name in names)} |"
     yield ""
     for name, of in adapters.items():
-        shorts = [found["short"] for found in of["carried_over"].values() if found["short"]]
-        surely = sum(found[0] > 0 and _excludes_0(found) for found in shorts)
-        yield (
-            f"- {name}: surely falls short in {surely} of {len(shorts)} other cells, and in "
-            f"{sum(found[0] > 0 for found in shorts)} by its figure."
-        )
+        yield f"- {name}: {_shorts(of)}; by `{SECOND}` {_shorts(of['second'])}."
 
 
 def _carried(of: Mapping[str, Any], cell: str) -> str:
@@ -198,6 +203,15 @@ def _carried(of: Mapping[str, Any], cell: str) -> str:
     short = found["short"]
     star = "*" if short and _excludes_0(short) else ""
     return f"{', '.join(removed)}, {_points(short) if short else '-'}{star}"
+
+
+def _shorts(of: Mapping[str, Any]) -> str:
+    found = [of["short"] for of in of["carried_over"].values() if of["short"]]
+    surely = sum(short[0] > 0 and _excludes_0(short) for short in found)
+    return (
+        f"surely falls short in {surely} of {len(found)} other cells, and in "
+        f"{sum(short[0] > 0 for short in found)} by its figure"
+    )
 
 
 def _excludes_0(found: Found) -> bool:
