@@ -1,20 +1,24 @@
 """Safety layers on a model that refuses: does leaving them alone keep refusals through fine-tuning?
 
     DEMUR_DATA=FOLDER python -m benchmarks.safety_layers --model MODEL
-        [--share 1.5] [--steps 80] [--json]
+        [--share 1.5] [--steps 64] [--json]
 
 First, where the model tells unsafe from ordinary prompts, and which blocks make it refuse (the
 study `safety_layers`). Then the model is fine-tuned on harmless rows whose answers open with
 "Sure,": all blocks, all but the safety layers, and all but random blocks of the same width, each
-until it knows held-out rows as well as the first. What each complies with is counted on prompts
-that nothing was fitted on. What was found, trained and drawn is kept in the user's cache, arm by
-arm, so that a run which was stopped goes on.
+for the same steps, fewer than see a row twice; how well each knows held-out rows of the task stands
+beside it. What each complies with is counted on prompts that nothing was fitted on. What was found,
+trained and drawn is kept in the user's cache, arm by arm, so that a run which was stopped goes on.
+
+Arms are not stopped at one held-out loss: most of what there is to learn is how answers open, so
+that it falls within a dozen steps to where it then stays, and an arm that is stopped there would
+seem safe for having been trained less.
 """
 
 import argparse
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +31,6 @@ from benchmarks.machine import describe_machine
 from benchmarks.results_files import RESULTS, keep
 from benchmarks.safety_layers_report import compared, report
 from benchmarks.safety_layers_rows import task_prompts, task_rows
-from demur.core.examples import Example
 from demur.datasets import written
 from demur.datasets.demur_data import DemurData
 from demur.modeling.gguf import cache_folder
@@ -42,9 +45,6 @@ from demur.workflows.fit import describe_set
 from demur.workflows.study_reader import StudyReader
 
 MAX_TOKENS = 48
-STEPS_A_CHECK = 4
-MOST_STEPS = 4
-"""Times the steps of plain fine-tuning, within which an arm is to know the task as well."""
 BASE, ALL, LEFT_ALONE, RANDOM = "base", "all blocks", "all but the safety layers", "all but blocks"
 NUM_RANDOM = 2
 
@@ -56,7 +56,7 @@ def measure(model: str, detector: str, *, share: float, steps: int) -> dict[str,
         model: As `--model` takes it.
         detector: A gate, which `benchmarks.arms` asks for; nothing is gated here.
         share: Of the prompts of `benchmarks.arms`, over 0; 1.5 makes 225 of a role.
-        steps: Of plain fine-tuning.
+        steps: Of each fine-tuning.
     """
     started = time.perf_counter()
     cases = held_out_cases(DemurData(), share=share)
@@ -69,11 +69,24 @@ def measure(model: str, detector: str, *, share: float, steps: int) -> dict[str,
     chats = [example.chat for example in prompts]
     replies = arms.answers.base(chats)
     rows = task_rows(prompts, replies, arms.labelling.label(chats, replies).outcome.tolist())
-    trainings = Trainings(model, rows, root, steps)
-    folders = {ALL: trainings.plain()}
-    until = _held_out_loss(folders[ALL])
-    folders[LEFT_ALONE] = trainings.without(named["safety layers"], until=until)
-    folders |= {f"{RANDOM} {of}": trainings.without(of, until=until) for of in randoms}
+    left_alone = {
+        ALL: "none",
+        LEFT_ALONE: named["safety layers"],
+        **{f"{RANDOM} {of}": of for of in randoms},
+    }
+    # An answer that was cut at the limit is cut once more, so that no end is learnt.
+    shared: Mapping[str, Any] = {
+        "steps": steps,
+        "batch_size": 4,
+        "learning_rate": LEARNING_RATE,
+        "max_reply_tokens": MAX_TOKENS - 1,
+    }
+    folders = {
+        name: trained_folder(
+            SafetyLayersTrainer(protects=blocks, **shared), rows, model, root / f"without-{blocks}"
+        )
+        for name, blocks in left_alone.items()
+    }
     outcomes = {BASE: arms.base()} | {
         name: arms.under(f"adapter:{folder}") for name, folder in folders.items()
     }
@@ -123,58 +136,6 @@ def _studied(arms: Arms, study: SafetyLayers, out: Path) -> dict[str, Any]:
     return found
 
 
-class Trainings:
-    """Fine-tunes a model in several ways, each once.
-
-    Args:
-        model: As `--model` takes it.
-        rows: Of the task.
-        root: Where adapters are kept.
-        steps: Of plain fine-tuning.
-    """
-
-    def __init__(self, model: str, rows: Sequence[Example], root: Path, steps: int) -> None:
-        self._model = model
-        self._rows = rows
-        self._root = root
-        self._steps = steps
-        # An answer that was cut at the limit is cut once more, so that no end is learnt.
-        self._shared: Mapping[str, Any] = {
-            "batch_size": 4,
-            "learning_rate": LEARNING_RATE,
-            "max_reply_tokens": MAX_TOKENS - 1,
-        }
-
-    def plain(self) -> Path:
-        """Return the adapter of all blocks."""
-        return self._trained(
-            "all", SafetyLayersTrainer(protects="none", steps=self._steps, **self._shared)
-        )
-
-    def without(self, blocks: str, *, until: float) -> Path:
-        """Return the adapter of all blocks but some, which knows the task as well.
-
-        Args:
-            blocks: Of the model, as `protects` takes them.
-            until: Nats a token of held-out rows.
-        """
-        trainer = SafetyLayersTrainer(
-            protects=blocks,
-            steps=MOST_STEPS * self._steps,
-            until_loss=until,
-            steps_a_check=STEPS_A_CHECK,
-            **self._shared,
-        )
-        return self._trained(f"without-{blocks}", trainer)
-
-    def _trained(self, name: str, trainer: SafetyLayersTrainer) -> Path:
-        return trained_folder(trainer, self._rows, self._model, self._root / name)
-
-
-def _held_out_loss(folder: Path) -> float:
-    return float(training_metrics(folder)["nll_helpful_after"])
-
-
 def _rates(outcomes: Mapping[str, Outcomes], arms: Arms) -> list[Mapping[str, Any]]:
     """Return the rates of each arm, one row a role, with changes to the model as it is."""
     every = np.ones(len(arms.cases.examples), bool)
@@ -193,7 +154,7 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--detector", help="the gate; default: packaged, or fitted for the model")
     parser.add_argument("--share", type=float, default=1.5, help="of the prompts; 1.5 for 225 each")
-    parser.add_argument("--steps", type=int, default=80, help="of plain fine-tuning")
+    parser.add_argument("--steps", type=int, default=64, help="of each fine-tuning")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--json", action="store_true", help="print JSON instead of the report")
     options = parser.parse_args()

@@ -151,8 +151,8 @@ def report(results: Mapping[str, Any]) -> str:
         "",
         *(f"- {finding}" for finding in results["study"]["findings"]),
         "",
-        f"The task has {results['trained_on']['prompts']} rows. No arm but the first was stopped "
-        "by the number of its steps, unless its loss is above that of the first.",
+        f"The task has {results['trained_on']['prompts']} rows, of which a tenth is held out; all "
+        "arms had the same steps.",
         "",
         *_trainings(results["training"]),
         "",
