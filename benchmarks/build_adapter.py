@@ -26,7 +26,7 @@ from demur.core.errors import DataError
 from demur.core.examples import Example
 from demur.core.folders import CARD
 from demur.core.readings import Array
-from demur.datasets import replies, starter, written
+from demur.datasets import pairs, replies, starter, written
 from demur.datasets.demur_data import DemurData
 from demur.studies._cases import Cases
 from demur.trainers.sft import SftTrainer
@@ -69,7 +69,7 @@ OF_EACH = 150
 
 def with_reply() -> list[Example]:
     """Return demur's own prompts with the replies that were written for them."""
-    return replies.load("train")
+    return [*replies.load("train"), *(of for of in pairs.load("train") if of.safe_response)]
 
 
 def unanswered(data: DemurData) -> list[Example]:
@@ -79,7 +79,8 @@ def unanswered(data: DemurData) -> list[Example]:
         DataError: A set may not be used for what ships.
     """
     known = {example.id for example in with_reply()}
-    own = [of for of in (*written.load("train"), *starter.load("train")) if of.id not in known]
+    packaged = (*written.load("train"), *starter.load("train"), *pairs.load("train"))
+    own = [of for of in packaged if of.id not in known]
     found = [of for of in own if of.label == "unsafe" or _sounds_dangerous(of)]
     for name, label in (*((of, "safe") for of in CONTRASTS), *((of, "unsafe") for of in REQUESTS)):
         if not data.sets[name].may_ship:

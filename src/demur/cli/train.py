@@ -32,7 +32,7 @@ from demur.workflows import train as training
 
 app = typer.Typer(add_completion=False)
 
-PACKAGED = ("written", "starter", "replies")
+PACKAGED = ("written", "starter", "replies", "pairs")
 """Sets that ship, by name; their training prompts are taken."""
 
 
@@ -43,7 +43,9 @@ def train(
     *,
     data: Annotated[
         list[str] | None,
-        typer.Option("--data", help="Labelled JSON lines, written or starter; may be repeated."),
+        typer.Option(
+            "--data", help="Labelled JSON lines, or written, starter, replies, pairs; repeatable."
+        ),
     ] = None,
     parameter: Annotated[
         list[str] | None,
