@@ -128,6 +128,7 @@ class Arms:
         labelling: Says what became of a reply.
         dtype: Of the weights.
         max_batch: Rows that decode together.
+        fpr: Of the gate's threshold; None takes its own.
     """
 
     model: str
@@ -139,6 +140,7 @@ class Arms:
     )
     dtype: Dtype = "auto"
     max_batch: int = 48
+    fpr: float | None = None
 
     def __post_init__(self) -> None:
         """Load the model and the gate."""
@@ -147,7 +149,7 @@ class Arms:
             dtype=self.dtype,
             max_batch=self.max_batch,
         )
-        self.gate: CalibratedDetector = load_detector(self.detector, self.engine)
+        self.gate: CalibratedDetector = load_detector(self.detector, self.engine, fpr=self.fpr)
         self.answers = Answers(self.engine, self.gate, self.max_tokens, tell)
 
     @property

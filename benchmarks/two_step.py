@@ -1,7 +1,7 @@
 """Two-step answering: a safe adapter behind a detector, against the same one for every prompt.
 
     DEMUR_DATA=FOLDER python -m benchmarks.two_step [--model M] [--detector D] [--share 1]
-        [--methods sft,dpo,derta] [--trained-on plain,wrapped] [--max-tokens 48] [--json]
+        [--fpr 0.05] [--methods sft,dpo,derta] [--trained-on plain,wrapped] [--max-tokens 48]
 
 Each method trains an adapter on plain unsafe prompts and another on the same prompts inside
 framings, with the same rows and steps. Each is tested on prompts like both, on framings and attacks
@@ -51,6 +51,8 @@ class Plan:
     """As `--model` takes it."""
     detector: str | None = None
     """A folder, or a packaged one; None: see `benchmarks.gate.gate_of`."""
+    fpr: float | None = None
+    """Of the detector's threshold; None takes its own."""
     share: float = 1.0
     """Of the prompts and questions, over 0."""
     methods: Sequence[str] = METHODS
@@ -93,7 +95,12 @@ def measure(plan: Plan) -> dict[str, Any]:
     detector = gate_of(plan.model, plan.detector)
     cells = cells_of(data, share=plan.share)
     arms = Arms(
-        plan.model, cells.cases, detector=detector, max_tokens=plan.max_tokens, dtype=plan.dtype
+        plan.model,
+        cells.cases,
+        detector=detector,
+        max_tokens=plan.max_tokens,
+        dtype=plan.dtype,
+        fpr=plan.fpr,
     )
     flagged = margins_of(arms, arms.chats)[:, 0] >= 0
     base = arms.base()
@@ -119,6 +126,7 @@ def measure(plan: Plan) -> dict[str, Any]:
     return {
         "model": arms.engine.model_id.as_dict(),
         "detector": Path(detector).name,
+        "fpr": plan.fpr,
         "share": plan.share,
         "steps": plan.steps,
         "max_tokens": plan.max_tokens,
@@ -163,6 +171,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--detector", help="the gate; default: packaged, or fitted for the model")
+    parser.add_argument("--fpr", type=float, help="of the gate's threshold; default: its own")
     parser.add_argument("--share", type=float, default=1.0, help="of prompts, for a trial")
     parser.add_argument("--methods", default=",".join(METHODS), help="trainers, with commas")
     parser.add_argument("--trained-on", default=",".join(STYLES), help="plain, wrapped or both")
@@ -177,6 +186,7 @@ def main() -> None:
     plan = Plan(
         model=options.model,
         detector=options.detector,
+        fpr=options.fpr,
         share=options.share,
         methods=options.methods.split(","),
         styles=[style for style in STYLES if style in styles],

@@ -27,6 +27,11 @@ Found = Sequence[Any]
 def report(results: Mapping[str, Any]) -> str:
     """Return the whole report."""
     machine, adapters = results["machine"], results["adapters"]
+    rate = (
+        "its default rate"
+        if results["fpr"] is None
+        else f"a false-positive rate of {results['fpr']:g}"
+    )
     unsafe, safe = (rate_name(validated(LABELLER), asked) for asked in ("unsafe", "safe"))
     lines = [
         "# Two-step answering",
@@ -35,7 +40,8 @@ def report(results: Mapping[str, Any]) -> str:
         f"cores, torch {machine['versions']['torch']}, seed 0, in {results['seconds'] / 60:.0f} "
         "minutes, of which what an earlier run had kept took none. Model: "
         f"{results['model']['name']}, {results['model']['dtype']}; detector: "
-        f"`{results['detector']}`; {results['share']:.0%} of the prompts. Replies are greedy, of "
+        f"`{results['detector']}`, threshold at {rate}; "
+        f"{results['share']:.0%} of the prompts. Replies are greedy, of "
         f"up to {results['max_tokens']} tokens; adapters had {results['steps']} steps of training.",
         "",
         f"Rates go by `{LABELLER}`: the share complied of unsafe prompts is called {unsafe}, the "
