@@ -6,10 +6,9 @@ the prompts and replies that ship, adapts all blocks or those from some depth on
 always on, for prompts that nothing was trained on. What was trained and drawn is kept in the user's
 cache, so that a run which was stopped goes on.
 
-    DEMUR_DATA=FOLDER python -m benchmarks.adapter_layers [--model M] [--share 1] [--steps 120]
+    DEMUR_DATA=FOLDER python -m benchmarks.adapter_layers --model M [--share 1] [--steps 120]
 """
 
-import argparse
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,9 +19,7 @@ import numpy as np
 from benchmarks.adapter_layers_report import report
 from benchmarks.arms import Arms, held_out_cases
 from benchmarks.artifacts import LEARNING_RATE, trained_folder, training_metrics
-from benchmarks.gate import gate_of
-from benchmarks.machine import describe_machine
-from benchmarks.results_files import RESULTS, keep
+from benchmarks.one_model import run
 from demur.core.readings import Array
 from demur.datasets import replies
 from demur.datasets.demur_data import DemurData
@@ -69,6 +66,7 @@ def measure(model: str, detector: str, *, share: float, steps: int) -> dict[str,
     outcomes = {name: arms.under(f"adapter:{folder}") for name, folder in folders.items()}
     return {
         "model": arms.engine.model_id.as_dict(),
+        "max_tokens": MAX_TOKENS,
         "share": share,
         "steps": steps,
         "num_blocks": num_blocks,
@@ -118,21 +116,16 @@ def _to_all(
 
 def main() -> None:
     """Measure, write the results, and print them."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="embedded")
-    parser.add_argument("--detector", help="the gate; default: packaged, or fitted for the model")
-    parser.add_argument("--share", type=float, default=1.0, help="of the prompts; 1 for 150 each")
-    parser.add_argument("--steps", type=int, default=120, help="of each training")
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--json", action="store_true", help="print JSON instead of the report")
-    options = parser.parse_args()
-    results = {"machine": describe_machine(), "max_tokens": MAX_TOKENS} | measure(
-        options.model,
-        gate_of(options.model, options.detector),
-        share=options.share,
-        steps=options.steps,
+    run(
+        "adapter_layers",
+        __doc__,
+        measure,
+        report,
+        {
+            "share": (1.0, "of the prompts; 1 for 150 each"),
+            "steps": (120, "of each training"),
+        },
     )
-    keep("adapter_layers", results, report(results), folder=options.out, prints_json=options.json)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ ordinary, look-alike and unsafe prompts, and of the authors' own attacks? What w
 is kept in the user's cache, so that a run which was stopped goes on.
 """
 
-import argparse
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -24,9 +23,7 @@ from benchmarks.artifacts import LEARNING_RATE, trained_folder, training_metrics
 from benchmarks.derta_late import stopped, word_log_probs
 from benchmarks.derta_report import report
 from benchmarks.derta_rows import Begun, attacks, to_measure, to_train
-from benchmarks.gate import gate_of
-from benchmarks.machine import describe_machine
-from benchmarks.results_files import RESULTS, keep
+from benchmarks.one_model import run
 from demur.core.examples import Example
 from demur.core.readings import Array
 from demur.core.training import Trainer
@@ -98,6 +95,7 @@ def measure(
     folders = trained(model, rows, trainers(steps, ablations=ablations))
     found: dict[str, Any] = {
         "model": arms.engine.model_id.as_dict(),
+        "max_tokens": MAX_TOKENS,
         "share": share,
         "replies": replies,
         "steps": steps,
@@ -240,25 +238,18 @@ def _attacks(
 
 def main() -> None:
     """Measure, write the results, and print them."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--detector", help="the gate; default: packaged, or fitted for the model")
-    parser.add_argument("--share", type=float, default=1.0, help="of rows, for a trial")
-    parser.add_argument("--replies", type=float, default=1.0, help="share of prompts answered")
-    parser.add_argument("--steps", type=int, default=120, help="of each training")
-    parser.add_argument("--ablations", action="store_true", help="also the paper's two ablations")
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--json", action="store_true", help="print JSON instead of the report")
-    options = parser.parse_args()
-    results = {"machine": describe_machine(), "max_tokens": MAX_TOKENS} | measure(
-        options.model,
-        gate_of(options.model, options.detector),
-        share=options.share,
-        replies=options.replies,
-        steps=options.steps,
-        ablations=options.ablations,
+    run(
+        "derta",
+        __doc__,
+        measure,
+        report,
+        {
+            "share": (1.0, "of rows, for a trial"),
+            "replies": (1.0, "share of prompts answered"),
+            "steps": (120, "of each training"),
+            "ablations": (False, "also the paper's two ablations"),
+        },
     )
-    keep("derta", results, report(results), folder=options.out, prints_json=options.json)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,8 @@ all again (recompute). Does it stop? And does it stop ordinary replies, too, as 
     DEMUR_DATA=FOLDER python -m benchmarks.late_switch --model PATH [--share 1] [--steps 120]
 """
 
-import argparse
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,10 +18,8 @@ from benchmarks import derta
 from benchmarks.arms import Arms, held_out_cases, tell
 from benchmarks.derta_late import BEGINS_WITHIN, NEXT, PHRASE, complied, refused, text_of
 from benchmarks.derta_rows import to_train
-from benchmarks.gate import gate_of
 from benchmarks.late_switch_report import report
-from benchmarks.machine import describe_machine
-from benchmarks.results_files import RESULTS, keep
+from benchmarks.one_model import run
 from demur.core.interventions import CacheUse, MidReply, UseAdapter
 from demur.core.protocols import Done, Engine, Monitor, Request, Switched, TokenOut, never_intervene
 from demur.core.readings import Array, Readings
@@ -229,23 +225,17 @@ def _over_sft(
 
 def main() -> None:
     """Measure, write the results, and print them."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--detector", help="the gate; default: packaged, or fitted for the model")
-    parser.add_argument("--share", type=float, default=1.0, help="of rows, for a trial")
-    parser.add_argument("--most", type=int, default=60, help="prompts of a role")
-    parser.add_argument("--steps", type=int, default=120, help="of each training")
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--json", action="store_true", help="print JSON instead of the report")
-    options = parser.parse_args()
-    results = {"machine": describe_machine()} | measure(
-        options.model,
-        gate_of(options.model, options.detector),
-        share=options.share,
-        steps=options.steps,
-        most=options.most,
+    run(
+        "late_switch",
+        __doc__,
+        measure,
+        report,
+        {
+            "share": (1.0, "of rows, for a trial"),
+            "most": (60, "prompts of a role"),
+            "steps": (120, "of each training"),
+        },
     )
-    keep("late_switch", results, report(results), folder=options.out, prints_json=options.json)
 
 
 if __name__ == "__main__":

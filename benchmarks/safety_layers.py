@@ -15,7 +15,6 @@ that it falls within a dozen steps to where it then stays, and an arm that is st
 seem safe for having been trained less.
 """
 
-import argparse
 import json
 import time
 from collections.abc import Mapping
@@ -26,9 +25,7 @@ import numpy as np
 
 from benchmarks.arms import Arms, held_out_cases, tell
 from benchmarks.artifacts import LEARNING_RATE, trained_folder, training_metrics
-from benchmarks.gate import gate_of
-from benchmarks.machine import describe_machine
-from benchmarks.results_files import RESULTS, keep
+from benchmarks.one_model import run
 from benchmarks.safety_layers_report import compared, report
 from benchmarks.safety_layers_rows import task_prompts, task_rows
 from demur.datasets import written
@@ -92,6 +89,7 @@ def measure(model: str, detector: str, *, share: float, steps: int) -> dict[str,
     }
     return {
         "model": arms.engine.model_id.as_dict(),
+        "max_tokens": MAX_TOKENS,
         "share": share,
         "steps": steps,
         "study": {"findings": found["findings"], "rows": found["rows"]},
@@ -150,21 +148,16 @@ def _rates(outcomes: Mapping[str, Outcomes], arms: Arms) -> list[Mapping[str, An
 
 def main() -> None:
     """Measure, write the results, and print them."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--detector", help="the gate; default: packaged, or fitted for the model")
-    parser.add_argument("--share", type=float, default=1.5, help="of the prompts; 1.5 for 225 each")
-    parser.add_argument("--steps", type=int, default=64, help="of each fine-tuning")
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--json", action="store_true", help="print JSON instead of the report")
-    options = parser.parse_args()
-    results = {"machine": describe_machine(), "max_tokens": MAX_TOKENS} | measure(
-        options.model,
-        gate_of(options.model, options.detector),
-        share=options.share,
-        steps=options.steps,
+    run(
+        "safety_layers",
+        __doc__,
+        measure,
+        report,
+        {
+            "share": (1.5, "of the prompts; 1.5 for 225 each"),
+            "steps": (64, "of each fine-tuning"),
+        },
     )
-    keep("safety_layers", results, report(results), folder=options.out, prints_json=options.json)
 
 
 if __name__ == "__main__":
