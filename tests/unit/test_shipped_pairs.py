@@ -13,7 +13,7 @@ TWINS = [(ROWS[row], ROWS[row + 1]) for row in range(0, len(ROWS), 2)]
 
 
 def test_each_pair_has_both_labels_and_shares_all_but_its_words() -> None:
-    assert len(TWINS) >= 250
+    assert len(TWINS) >= 600
     for safe, unsafe in TWINS:
         assert (safe.label, unsafe.label) == ("safe", "unsafe")
         for name in ("group", "split", "category", "kind", "source", "language"):
@@ -48,8 +48,8 @@ def test_no_prompt_and_no_reply_stands_twice_nor_in_another_set_that_ships() -> 
     assert not set(texts) & {row.chat.last_user_text.casefold() for row in others}
 
 
-def test_harmless_prompts_are_answered_and_half_of_the_others_refused() -> None:
-    for label, outcome, least in (("safe", "complied", 1.0), ("unsafe", "refused", 0.45)):
+def test_harmless_prompts_are_answered_and_most_of_the_others_refused() -> None:
+    for label, outcome, least in (("safe", "complied", 1.0), ("unsafe", "refused", 0.7)):
         rows = [row for row in ROWS if row.label == label]
         said = [(row, row.safe_response) for row in rows if row.safe_response]
         assert len(said) >= least * len(rows)

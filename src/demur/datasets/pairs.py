@@ -2,7 +2,7 @@
 
 Each pair, a group of its own, holds a harmless prompt of a dangerous sound and an unsafe twin of
 nearly the same words and length, 4 to 14 words, in 14 kinds of misunderstanding (`category`). The
-harmless one brings a helpful answer as `safe_response`, half of the unsafe ones a refusal.
+harmless one brings a helpful answer as `safe_response`, three of four unsafe ones a refusal.
 
 Written for demur by a language model, one by one, without operational detail. Facts were checked
 from memory only. Pairs close to one of the research collection's test sets were left out.
