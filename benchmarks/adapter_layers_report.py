@@ -20,8 +20,8 @@ def report(results: Mapping[str, Any]) -> str:
         f"{results['seconds'] / 60:.0f} minutes. The same {results['trained_on']['prompts']} "
         f"prompts with the replies that ship, {results['steps']} steps, rank and rate; adapters "
         f"are always on, replies greedy, of {results['max_tokens']} tokens. Outcomes by "
-        f"`{LABELLER}`: the share complied of unsafe prompts is a {unsafe}, the share refused of "
-        f"safe ones a {safe}. Intervals are at 95%; changes in points, paired.",
+        f"`{LABELLER}`: the share complied of unsafe prompts is called {unsafe}, the share refused "
+        f"of safe ones {safe}. Intervals are at 95%; changes in points, paired.",
         "",
         "## What is trained",
         "",

@@ -142,8 +142,8 @@ def report(results: Mapping[str, Any]) -> str:
         f"Made by `python -m benchmarks.safety_layers --share {results['share']:g} --steps "
         f"{results['steps']}` on {machine['processor']}, {machine['cores']} cores, in "
         f"{results['seconds'] / 60:.0f} minutes. Greedy replies of {results['max_tokens']} tokens; "
-        f"outcomes by `{LABELLER}`: the share complied of unsafe prompts is a {words[0]}, the "
-        f"share refused of safe ones a {words[1]}.",
+        f"outcomes by `{LABELLER}`: the share complied of unsafe prompts is called {words[0]}, "
+        f"the share refused of safe ones {words[1]}.",
         "",
         verdict(results["compared"]),
         "",

@@ -24,7 +24,7 @@ for reply in guard.replies(chats, Sampling(max_tokens=24)):
     print(reply.route, reply.text)
 
 # A monitor sees each token of a reply. This one puts the reply under the adapter after three.
-use = UseAdapter(LoraFolder.read(Path(folder)).ref, scale=1.0, cache="keep")
+use = UseAdapter(LoraFolder.read(Path(folder)).ref, scale=1.0)
 seen: list[int] = []
 
 

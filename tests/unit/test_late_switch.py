@@ -13,11 +13,15 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from demur.core.adapters import WEIGHTS, LoraFolder
+from demur.core.errors import ConfigError
 from demur.core.interventions import (
     AddVectors,
+    EndReply,
     Intervention,
     MidReply,
+    PrependEmbeddings,
     PrependText,
+    ReplyWith,
     RerankTokens,
     SwapHead,
     UseAdapter,
@@ -25,7 +29,7 @@ from demur.core.interventions import (
 from demur.core.protocols import Done, Event, Monitor, Request, Switched, TokenOut, Watched
 from demur.core.readings import Array
 from demur.core.reads import CaptureSpec
-from demur.core.results import PASS, SWITCHED
+from demur.core.results import PASS, SWITCHED, Verdict
 from demur.core.types import Chat, Prompt, Sampling
 from demur.detectors.linear import Linear
 from demur.engines.fake import FakeEngine
@@ -137,7 +141,8 @@ def test_a_kept_reply_goes_on_from_its_newest_token_under_the_adapter(
 ) -> None:
     prompt = prompt_of(model)
     plain = plain_greedy(model, prompt, NUM_TOKENS)
-    found = tokens_of(events_of(model, request(prompt, {after: UseAdapter(adapter.ref, 0.7)})))
+    use = UseAdapter(adapter.ref, 0.7, cache="keep")
+    found = tokens_of(events_of(model, request(prompt, {after: use})))
     with adapted_from(model, adapter, len(prompt) + after - 1, 0.7):
         assert found == go_on(model, prompt, plain[:after])
     assert found != plain
@@ -311,6 +316,37 @@ def test_a_switch_that_fails_ends_the_reply_without_showing_what_was_held(tmp_pa
     assert tokens == []
     assert (reply.route, reply.text) == ("error", "")
     assert "was replaced" in str(reply.error)
+
+
+class Begins:
+    """A responder whose replies begin under one intervention."""
+
+    def __init__(self, need: type) -> None:
+        self.needs = frozenset({need})
+
+    def respond(self, chat: Chat, verdicts: Sequence[Verdict]) -> ReplyWith:
+        return ReplyWith("Never asked.")
+
+
+@pytest.mark.parametrize("need", [AddVectors, PrependEmbeddings])
+def test_replies_that_cannot_be_read_again_are_seen_when_the_guard_is_built(
+    need: type, tmp_path: Path
+) -> None:
+    use = UseAdapter(lora(tmp_path, tiny()).ref, cache="recompute")
+
+    def build(intervention: MidReply) -> Guard:
+        return Guard(
+            TransformersEngine(tiny()),
+            [judge("calm", 0.0)],
+            route=FlaggedTo("mine"),
+            responders={"mine": Begins(need)},
+            monitor=ReplyMonitor(flagging(1.0), intervention),
+        )
+
+    with pytest.raises(ConfigError, match=f"'mine' begin under {need.__name__}.* keep"):
+        build(use)
+    for possible in (replace(use, cache="keep"), EndReply()):
+        assert build(possible).monitor is not None
 
 
 def test_next_logits_of_the_oracle_are_those_of_peft_from_the_first_position(

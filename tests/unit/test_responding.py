@@ -120,9 +120,9 @@ def test_a_flagged_reply_ends_unless_somebody_takes_over(tmp_path: Path) -> None
     assert load_mid_reply("fixed_reply:Enough.", model.model_id) == ReplyWith("Enough.")
     line = f"adapter:{adapter.folder}@2"
     check_mid_reply(line)
-    assert load_mid_reply(line, model.model_id) == UseAdapter(adapter.ref, 2.0, "keep")
-    found = load_mid_reply(line, model.model_id, cache="recompute")
-    assert found == UseAdapter(adapter.ref, 2.0, "recompute")
+    assert load_mid_reply(line, model.model_id) == UseAdapter(adapter.ref, 2.0, "recompute")
+    found = load_mid_reply(line, model.model_id, cache="keep")
+    assert found == UseAdapter(adapter.ref, 2.0, "keep")
 
 
 @pytest.mark.parametrize("line", ["safety_prompt", "refusal_head:nowhere"])

@@ -63,8 +63,8 @@ class Guard:
         monitor: Watches replies while they are decoded; None shows them as they are.
 
     Raises:
-        ConfigError: There are no detectors, two have one name, or the route and the responders
-            do not fit together.
+        ConfigError: There are no detectors, two have one name, or the route, the responders and
+            the monitor do not fit together.
         CapabilityError: The engine cannot do a read or an intervention that is needed.
         DataError: What a responder was trained to be has changed, or does not fit the model.
         ModelMismatchError: An adapter does not fit the model.
@@ -88,6 +88,7 @@ class Guard:
         may_come = foreseen(responders.values())
         if monitor is not None:
             _check_monitor(engine, monitor, [detector.name for detector in detectors])
+            monitor.check_readable(responders)
             may_come = (*may_come, monitor.intervention)
         prepare(engine, may_come)
         self.engine = engine

@@ -5,16 +5,25 @@ be held back, so that no flagged text is shown.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from demur.core.errors import ConfigError, DataError
-from demur.core.interventions import EndReply, MidReply, UseAdapter
-from demur.core.protocols import Monitor
+from demur.core.interventions import (
+    AddVectors,
+    EndReply,
+    MidReply,
+    PrependEmbeddings,
+    UseAdapter,
+)
+from demur.core.protocols import Monitor, Responder
 from demur.core.readings import Array
 from demur.core.results import Verdict
 from demur.core.streaming import require_streaming, token_read
 from demur.guard.calibrated import CalibratedDetector
+
+NOT_READ_AGAIN = (AddVectors, PrependEmbeddings)
+"""What a reply may begin under so that reading its tokens again would not give the same."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +57,23 @@ class ReplyMonitor:
         require_streaming(self.detector.detector)
         if self.hold_tokens < 0:
             raise ConfigError(f"hold_tokens is {self.hold_tokens}: expected 0 or more")
+
+    def check_readable(self, responders: Mapping[str, Responder]) -> None:
+        """See that an adapter that reads replies again can do so with those of all responders.
+
+        Raises:
+            ConfigError: It cannot.
+        """
+        if not isinstance(self.intervention, UseAdapter) or self.intervention.cache == "keep":
+            return
+        for name, responder in responders.items():
+            for need in NOT_READ_AGAIN:
+                if need in responder.needs:
+                    raise ConfigError(
+                        f"replies of responder {name!r} begin under {need.__name__}, and cannot be "
+                        "read again by the adapter that takes over flagged ones: set reply.cache "
+                        "(UseAdapter.cache) to keep, or name another responder"
+                    )
 
     def watching(self, report: Callable[[Verdict], None], *, observes: bool = False) -> Monitor:
         """Return what an engine calls for the tokens of one reply.

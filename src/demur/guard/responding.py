@@ -71,7 +71,9 @@ def check_responder(line: str) -> None:
         _parsed(line, None)
 
 
-def load_mid_reply(line: str | None, model_id: ModelId, *, cache: CacheUse = "keep") -> MidReply:
+def load_mid_reply(
+    line: str | None, model_id: ModelId, *, cache: CacheUse = "recompute"
+) -> MidReply:
     """Return what becomes of a reply that is flagged while it is decoded.
 
     Args:

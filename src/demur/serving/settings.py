@@ -113,8 +113,8 @@ class ReplySettings(Part):
     """Tokens held back until they are judged; 0 sends tokens at once."""
     on_flagged: Text = END
     """What becomes of a flagged reply: its end, adapter:FOLDER goes on, or fixed_reply:TEXT."""
-    cache: CacheUse = "keep"
-    """An adapter goes on from what the model has read (keep), or reads it again (recompute)."""
+    cache: CacheUse = "recompute"
+    """An adapter reads prompt and reply again (recompute), or goes on from what was read (keep)."""
 
     @model_validator(mode="after")
     def _somebody_flags(self) -> Self:
