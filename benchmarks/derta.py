@@ -20,10 +20,11 @@ from peft import PeftModel
 
 from benchmarks.arms import Arms, held_out_cases, tell
 from benchmarks.artifacts import LEARNING_RATE, trained_folder, training_metrics
-from benchmarks.derta_late import stopped, word_log_probs
+from benchmarks.derta_late import Draw, kept, stopped, word_log_probs
 from benchmarks.derta_report import report
 from benchmarks.derta_rows import Begun, attacks, to_measure, to_train
 from benchmarks.one_model import run
+from demur.core.adapters import LoraFolder
 from demur.core.examples import Example
 from demur.core.readings import Array
 from demur.core.training import Trainer
@@ -118,11 +119,13 @@ def _late(
     benign = _benign(arms, loaded)
     word = words_of(loaded, DertaTrainer().word).within
     group = np.array([of.group for of in begun])
+    versions = {BASE: ""} | {name: LoraFolder.read(of).ref.sha256 for name, of in folders.items()}
     shares: dict[str, dict[str, Any]] = {}
     by_arm: dict[str, list[Array]] = {}
     for name, switched_on in _arms_of(loaded, folders).items():
         with switched_on:
-            by_arm[name] = [_share_stopped(loaded, begun, given, name) for given in GIVEN]
+            draw = kept(loaded, {"model": loaded.model_id.as_dict(), "adapter": versions[name]})
+            by_arm[name] = [_share_stopped(loaded, begun, given, name, draw) for given in GIVEN]
             texts = [(of.prompt, of.reply) for of in begun]
             harmful = word_log_probs(loaded, texts, word, most=MOST_ASKED)
             within = word_log_probs(loaded, benign, word, most=MOST_ASKED)
@@ -150,8 +153,10 @@ def _late(
     }
 
 
-def _share_stopped(loaded: LoadedModel, begun: Sequence[Begun], given: int, name: str) -> Array:
-    held = stopped(loaded, begun, given)
+def _share_stopped(
+    loaded: LoadedModel, begun: Sequence[Begun], given: int, name: str, draw: Draw
+) -> Array:
+    held = stopped(loaded, begun, given, draw)
     tell(f"{name}: {int(held.sum())} of {len(held)} stopped after {given} tokens")
     return held
 

@@ -1,6 +1,7 @@
 """What the DeRTa benchmark measures with: continuations, the word of refusal, and its report."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 
 from benchmarks import derta_late
 from benchmarks.derta import MAX_TOKENS, trainers
-from benchmarks.derta_late import continued, stopped, word_log_probs
+from benchmarks.derta_late import continued, kept, stopped, word_log_probs
 from benchmarks.derta_report import report
 from benchmarks.derta_rows import Begun
 from demur.core.outcomes import Answered, Judgement
@@ -64,7 +65,22 @@ def test_a_reply_is_stopped_if_it_is_refused_and_nothing_complies_afterwards(
     begun = [
         Begun(Chat.from_text(text), PROMPT, tuple(range(60, 100)), text) for text in ("one", "two")
     ]
-    assert stopped(tiny(), begun, 8).tolist() == [expected, False]
+    loaded = tiny()
+    found = stopped(loaded, begun, 8, lambda given, number: continued(loaded, given, number))
+    assert found.tolist() == [expected, False]
+
+
+def test_continuations_are_drawn_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DEMUR_CACHE", str(tmp_path))
+    loaded, given = tiny(), [(*PROMPT, 64, 65), PROMPT[:3], PROMPT]
+    expected = [continued(loaded, [ids], 5)[0] for ids in given]
+    first = kept(loaded, {"adapter": ""})
+    assert first(given, 5) == expected
+    monkeypatch.setattr(derta_late, "continued", lambda *_: pytest.fail("drawn again"))
+    assert kept(loaded, {"adapter": ""})(given[::-1], 5) == expected[::-1]
+    for other in ({"adapter": "a"}, {"adapter": ""}):
+        with pytest.raises(pytest.fail.Exception, match="drawn again"):
+            kept(loaded, other)(given, 5 if other["adapter"] else 6)
 
 
 def test_all_arms_learn_the_same_lengths_and_steps() -> None:
