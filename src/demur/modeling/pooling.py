@@ -43,10 +43,11 @@ class Pooling:
         num_positions, d_model = states.shape[-2:]
         if states.device.type != "cpu" or states.numel() <= NUMBERS_AT_ONCE or states.ndim > 2:
             return _sum_of_directions(states.float()).div_(num_positions)
-        found = torch.zeros(d_model)
+        found = torch.zeros(1, d_model)
         for part in torch.split(states, max(1, NUMBERS_A_CHUNK // d_model)):
-            found += _sum_of_directions(self._float(part))
-        return found.div_(num_positions)
+            values = self._float(part)
+            found.addmm_(_scales(values).unsqueeze(0), values)
+        return found[0].div_(num_positions)
 
     def _float(self, part: Tensor) -> Tensor:
         """Return states as float32, in memory that is used again for the next ones."""
@@ -59,7 +60,12 @@ class Pooling:
 
 def _sum_of_directions(states: Tensor) -> Tensor:
     """Return the sum [..., d_model] of float32 states over their root mean square."""
-    squares = torch.linalg.vector_norm(states, dim=-1).square_().div_(states.shape[-1])
-    scales = squares.add_(RMS_EPSILON).rsqrt_()
-    found: Tensor = (scales.unsqueeze(-2) @ states).squeeze(-2)
+    found: Tensor = (_scales(states).unsqueeze(-2) @ states).squeeze(-2)
+    return found
+
+
+def _scales(states: Tensor) -> Tensor:
+    """Return one over the root mean square of float32 states, [..., position]."""
+    squares = torch.linalg.vector_norm(states, dim=-1).square_().mul_(1 / states.shape[-1])
+    found: Tensor = squares.add_(RMS_EPSILON).rsqrt_()
     return found
