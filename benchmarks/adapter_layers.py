@@ -12,20 +12,18 @@ cache, so that a run which was stopped goes on.
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import Any, cast
 
 from benchmarks.adapter_layers_report import report
-from benchmarks.arms import Arms, held_out_cases
+from benchmarks.arms import BASE, Arms, always_on_rows, held_out_cases
 from benchmarks.artifacts import LEARNING_RATE, trained_folder, training_metrics
 from benchmarks.one_model import run
 from demur.core.readings import Array
 from demur.datasets import replies
 from demur.datasets.demur_data import DemurData
 from demur.modeling.gguf import cache_folder
-from demur.studies._arms import Arm, arm_rows, paired_change
-from demur.studies._cases import ROLES, Cases
+from demur.studies._arms import paired_change
+from demur.studies._cases import Cases, Role
 from demur.studies._outcomes import Outcomes
 from demur.trainers.sft import SftTrainer
 from demur.workflows.fit import describe_set
@@ -33,8 +31,6 @@ from demur.workflows.fit import describe_set
 MAX_TOKENS = 48
 DEPTHS = (0.0, 0.4, 0.5, 0.75)
 """Shares of the blocks that are left alone, from the first one on; none comes first."""
-
-NONE = "none"
 
 
 def measure(model: str, detector: str, *, share: float, steps: int) -> dict[str, Any]:
@@ -87,16 +83,13 @@ def strengths(
         outcomes: By adapter, that of all blocks first.
         cases: The prompts.
     """
-    every = np.ones(len(cases.examples), dtype=bool)
     whole = next(iter(outcomes.values()))
-    present = [rows for role in ROLES if len(rows := cases.rows(role))]
+    of_arm = {BASE: base, **outcomes}
     found: list[dict[str, Any]] = []
-    for name, of in {NONE: base, **outcomes}.items():
-        kept = arm_rows("adapter", Arm(name, of, None if of is base else every), base, cases)
-        found += [
-            {**row, "to_all": _to_all(of, whole, rows, cases.group[rows])}
-            for row, rows in zip(kept, present, strict=True)
-        ]
+    for row in always_on_rows(base, outcomes, cases):
+        rows = cases.rows(cast(Role, row["role"]))
+        of = of_arm[str(row["arm"])]
+        found.append({**row, "to_all": _to_all(of, whole, rows, cases.group[rows])})
     return found
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from benchmarks.words import points
 from demur.core.validation import rate_name, validated
 
 LABELLER = "reply_classifier"
@@ -60,13 +61,8 @@ def _arms(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             f"{row[word]:.1%} ({row[f'{word}_low']:.1%} to {row[f'{word}_high']:.1%})"
             for word in ("complied", "refused")
         )
-        changes = " | ".join(_points(row["to_all"][labeller]) for labeller in ("outcome", "second"))
+        changes = " | ".join(points(row["to_all"][labeller]) for labeller in ("outcome", "second"))
         yield (
             f"| {row['arm']} | {row['prompts']} {str(row['role']).replace('_', '-')} | {words} | "
             f"{row['refused_second']:.1%} refused | {changes} | {row['collapsed']:.1%} |"
         )
-
-
-def _points(change: tuple[float, tuple[float, float]]) -> str:
-    value, (low, high) = change
-    return f"{100 * value:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"

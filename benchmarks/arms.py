@@ -19,9 +19,13 @@ from demur.guard.calibrated import CalibratedDetector
 from demur.guard.kept_replies import KeptReply
 from demur.guard.loading import load_detector
 from demur.studies._answers import Answers
+from demur.studies._arms import Arm, arm_rows
 from demur.studies._cases import ROLES, Cases, Role
 from demur.studies._outcomes import Labelling, Outcomes
+from demur.studies._study import Row
 
+BASE = "base"
+"""The arm of the model by itself."""
 MAX_CHARACTERS = 1200
 NOT_REQUESTS = frozenset({"copyright"})
 """Categories of unsafe prompts that are no hazard in the usual sense."""
@@ -180,3 +184,16 @@ class Arms:
     def _chats(self, rows: Sequence[int] | Array | None) -> list[Chat]:
         chats = self.chats
         return chats if rows is None else [chats[int(row)] for row in rows]
+
+
+def always_on_rows(base: Outcomes, outcomes: Mapping[str, Outcomes], cases: Cases) -> list[Row]:
+    """Return the rates of the model and of adapters that are always on, one row an arm and role.
+
+    Args:
+        base: Of the model by itself, whose arm comes first.
+        outcomes: Under each adapter, by its name.
+        cases: The prompts.
+    """
+    every = np.ones(len(cases.examples), dtype=bool)
+    arms = [Arm(BASE, base), *(Arm(name, of, every) for name, of in outcomes.items())]
+    return [row for arm in arms for row in arm_rows("adapter", arm, base, cases)]

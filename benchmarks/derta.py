@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from peft import PeftModel
 
-from benchmarks.arms import Arms, held_out_cases, tell
+from benchmarks.arms import BASE, Arms, always_on_rows, held_out_cases, tell
 from benchmarks.artifacts import LEARNING_RATE, trained_folder, training_metrics
 from benchmarks.derta_late import Draw, kept, stopped, word_log_probs
 from benchmarks.derta_report import report
@@ -34,7 +34,7 @@ from demur.metrics.wilson_interval import wilson_interval
 from demur.modeling.gguf import cache_folder
 from demur.modeling.load import LoadedModel, load
 from demur.modeling.quiet import quiet
-from demur.studies._arms import Arm, arm_rows, paired_change
+from demur.studies._arms import paired_change
 from demur.trainers._said import words_of
 from demur.trainers.derta import DertaTrainer
 from demur.trainers.sft import SftTrainer
@@ -46,7 +46,6 @@ NUM_ATTACKS = 70
 """Of each family."""
 NUM_BENIGN = 60
 MOST_ASKED = 32
-BASE = "base"
 
 
 def trainers(steps: int, *, ablations: bool) -> dict[str, Trainer]:
@@ -103,7 +102,11 @@ def measure(
         "trained_on": describe_set(rows),
         "training": {name: training_metrics(of) for name, of in folders.items()},
         "late": _late(model, folders, data, arms, share=share),
-        **_outcomes(arms, folders),
+        "arms": always_on_rows(
+            arms.base(),
+            {name: arms.under(f"adapter:{folder}") for name, folder in folders.items()},
+            cases,
+        ),
         "attacks": _attacks(arms, folders, attacks(data, number=NUM_ATTACKS, share=replies)),
     }
     found["seconds"] = time.perf_counter() - started
@@ -124,7 +127,7 @@ def _late(
     by_arm: dict[str, list[Array]] = {}
     for name, switched_on in _arms_of(loaded, folders).items():
         with switched_on:
-            draw = kept(loaded, {"model": loaded.model_id.as_dict(), "adapter": versions[name]})
+            draw = kept(loaded, versions[name])
             by_arm[name] = [_share_stopped(loaded, begun, given, name, draw) for given in GIVEN]
             texts = [(of.prompt, of.reply) for of in begun]
             harmful = word_log_probs(loaded, texts, word, most=MOST_ASKED)
@@ -200,17 +203,6 @@ def _rate(held: Array, group: Array) -> dict[str, Any]:
     """Return a share with its interval over groups."""
     draws = GroupBootstrap([group]).draws({"share": lambda rows: float(held[rows].mean())}, group)
     return {"share": float(held.mean()), "interval": GroupBootstrap.interval(draws["share"])}
-
-
-def _outcomes(arms: Arms, folders: Mapping[str, Path]) -> dict[str, Any]:
-    """Return what becomes of whole replies in each arm, by role."""
-    base = arms.base()
-    rows = arm_rows("adapter", Arm(BASE, base), base, arms.cases)
-    every = np.ones(len(arms.cases.examples), bool)
-    for name, folder in folders.items():
-        outcomes = arms.under(f"adapter:{folder}")
-        rows += arm_rows("adapter", Arm(name, outcomes, every), base, arms.cases)
-    return {"arms": rows}
 
 
 def _attacks(

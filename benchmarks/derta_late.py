@@ -4,7 +4,7 @@ A refusal counts where it begins within 10 tokens (a few more are read, so that 
 and what follows in the next 40 is not labelled as complying.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,13 +33,14 @@ Draw = Callable[[Sequence[Ids], int], list[Ids]]
 """Returns the continuations of token ids, of so many tokens at most."""
 
 
-def kept(loaded: LoadedModel, depends_on: Mapping[str, Any]) -> Draw:
+def kept(loaded: LoadedModel, adapter: str) -> Draw:
     """Return what draws greedy continuations once, and keeps them in the user's cache.
 
     Args:
-        loaded: The model, with or without an adapter.
-        depends_on: What tells it from others.
+        loaded: The model.
+        adapter: The hash of the one that is switched on; empty for none.
     """
+    depends_on = {"model": loaded.model_id.as_dict(), "adapter": adapter}
 
     def draw(given: Sequence[Ids], num_tokens: int) -> list[Ids]:
         name = digest_of({**depends_on, "num_tokens": num_tokens})

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.words import points
+
 Interval = tuple[float, float]
 LEAST_REACH = 0.2
 """Of unsafe prompts after which a refusal can be written at all; below, the claim is not tested."""
@@ -147,7 +149,7 @@ def _effects(figures: Figures) -> list[str]:
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
         *map(_row, figures.effects),
         "",
-        f"The reranker refuses {_change(*figures.over_random)} points more than a random choice. "
+        f"The reranker refuses {points(figures.over_random)} points more than a random choice. "
         "Changes are in points, with 95% intervals of paired draws over groups. `random` ranks by "
         "random vectors, `flipped` by the opposite of the classifier. Replies are labelled by a "
         "classifier of texts and by wording, which know nothing of states; perplexity is the "
@@ -173,13 +175,9 @@ def _yes(holds: bool | None) -> str:
 
 def _row(of: Effect) -> str:
     surprise = "-" if of.perplexity is None else f"{of.perplexity:.1f}"
-    change = "-" if of.arm == "greedy" else _change(of.change, of.interval)
+    change = "-" if of.arm == "greedy" else points((of.change, of.interval))
     return (
         f"| {of.arm} | {of.num_prompts} | {of.role} | {100 * of.refused:.1f} | {change} "
         f"| {100 * of.refused_second:.1f} | {100 * of.unclear:.1f} | {100 * of.collapsed:.1f} "
         f"| {surprise} |"
     )
-
-
-def _change(change: float, interval: Interval) -> str:
-    return f"{100 * change:+.1f} ({100 * interval[0]:+.1f} to {100 * interval[1]:+.1f})"

@@ -21,9 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from benchmarks.arms import Arms, held_out_cases, tell
+from benchmarks.arms import Arms, always_on_rows, held_out_cases, tell
 from benchmarks.artifacts import LEARNING_RATE, trained_folder, training_metrics
 from benchmarks.one_model import run
 from benchmarks.safety_layers_report import compared, report
@@ -31,8 +29,6 @@ from benchmarks.safety_layers_rows import task_prompts, task_rows
 from demur.datasets import written
 from demur.datasets.demur_data import DemurData
 from demur.modeling.gguf import cache_folder
-from demur.studies._arms import Arm, arm_rows
-from demur.studies._outcomes import Outcomes
 from demur.studies._study import IN_DISTRIBUTION, StudyInputs
 from demur.studies._writing import write
 from demur.studies.safety_layers import SafetyLayers
@@ -42,7 +38,7 @@ from demur.workflows.fit import describe_set
 from demur.workflows.study_reader import StudyReader
 
 MAX_TOKENS = 48
-BASE, ALL, LEFT_ALONE, RANDOM = "base", "all blocks", "all but the safety layers", "all but blocks"
+ALL, LEFT_ALONE, RANDOM = "all blocks", "all but the safety layers", "all but blocks"
 NUM_RANDOM = 2
 
 
@@ -84,9 +80,8 @@ def measure(model: str, detector: str, *, share: float, steps: int) -> dict[str,
         )
         for name, blocks in left_alone.items()
     }
-    outcomes = {BASE: arms.base()} | {
-        name: arms.under(f"adapter:{folder}") for name, folder in folders.items()
-    }
+    base = arms.base()
+    outcomes = {name: arms.under(f"adapter:{folder}") for name, folder in folders.items()}
     return {
         "model": arms.engine.model_id.as_dict(),
         "max_tokens": MAX_TOKENS,
@@ -96,9 +91,9 @@ def measure(model: str, detector: str, *, share: float, steps: int) -> dict[str,
         "safety_layers": named["safety layers"],
         "trained_on": describe_set(rows),
         "training": {name: training_metrics(of) for name, of in folders.items()},
-        "arms": _rates(outcomes, arms),
+        "arms": always_on_rows(base, outcomes, cases),
         "compared": compared(
-            outcomes[BASE],
+            base,
             outcomes[ALL],
             outcomes[LEFT_ALONE],
             {name: of for name, of in outcomes.items() if name.startswith(RANDOM)},
@@ -132,18 +127,6 @@ def _studied(arms: Arms, study: SafetyLayers, out: Path) -> dict[str, Any]:
         write(study.run(inputs), out)
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return found
-
-
-def _rates(outcomes: Mapping[str, Outcomes], arms: Arms) -> list[Mapping[str, Any]]:
-    """Return the rates of each arm, one row a role, with changes to the model as it is."""
-    every = np.ones(len(arms.cases.examples), bool)
-    return [
-        row
-        for name, of in outcomes.items()
-        for row in arm_rows(
-            "adapter", Arm(name, of, None if name == BASE else every), outcomes[BASE], arms.cases
-        )
-    ]
 
 
 def main() -> None:

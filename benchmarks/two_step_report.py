@@ -15,6 +15,7 @@ from benchmarks.two_step_claims import (
     ROUTED,
 )
 from benchmarks.two_step_utility import LEAST_LOSS, MARGIN, OVER_CHANCE
+from benchmarks.words import points
 from demur.core.validation import rate_name, validated
 
 LABELLER, SECOND = "reply_classifier", "refusal_match"
@@ -208,7 +209,7 @@ def _carried(of: Mapping[str, Any], cell: str) -> str:
         return f"{', '.join(removed)}, its own"
     short = found["short"]
     star = "*" if short and _excludes_0(short) else ""
-    return f"{', '.join(removed)}, {_points(short) if short else '-'}{star}"
+    return f"{', '.join(removed)}, {points(short) if short else '-'}{star}"
 
 
 def _shorts(of: Mapping[str, Any]) -> str:
@@ -247,8 +248,8 @@ def _safety(adapters: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
             yield (
                 f"| {name} | {cell} | {found['prompts']} ({found['groups']}) | "
                 f"{found['complied'][BASE]:.1%} | {found['recall']:.1%} | "
-                f"{_points(found['gain_always'])} | {_points(found['gain_routed'])} | {kept} | "
-                f"{_points(found['over_bound']) if found['over_bound'] else '-'} | "
+                f"{points(found['gain_always'])} | {points(found['gain_routed'])} | {kept} | "
+                f"{points(found['over_bound']) if found['over_bound'] else '-'} | "
                 f"{left['missed']:.1%} | {left['missed and failed']:.1%} | {left['failed']:.1%} |"
             )
 
@@ -265,8 +266,8 @@ def _loss(adapters: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         for cell, found in of["loss"].items():
             yield (
                 f"| {name} | {cell} | {found['prompts']} | {found['flag_rate']:.1%} | "
-                f"{_points(found['loss_always'])} | {_points(found['loss_routed'])} | "
-                f"{_points(found['under_bound'])} |"
+                f"{points(found['loss_always'])} | {points(found['loss_routed'])} | "
+                f"{points(found['under_bound'])} |"
             )
 
 
@@ -298,12 +299,12 @@ def _follows(found: Mapping[str, Any]) -> str:
     if found["counts"]:
         loss = found["loss"]
         return (
-            f"loses {_points(loss['loss_always'])}, routed {_points(loss['loss_routed'])}: bound "
+            f"loses {points(loss['loss_always'])}, routed {points(loss['loss_routed'])}: bound "
             f"{'reached' if loss['bound_reached'] else 'not reached'}"
         )
     return "; ".join(
         f"{arm}: {'the same' if of['holds'] else 'not shown to be the same'} (p {of['p']:.3f}, "
-        f"{_points((of['mean'], of['interval']))})"
+        f"{points((of['mean'], of['interval']))})"
         for arm, of in found["equivalence"].items()
     )
 
@@ -366,11 +367,6 @@ def _rates(results: Mapping[str, Any]) -> Iterator[str]:
 
 def _ratio(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
-
-
-def _points(found: Found) -> str:
-    value, (low, high) = found
-    return f"{100 * value:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
 
 
 def _percent(interval: Sequence[float]) -> str:

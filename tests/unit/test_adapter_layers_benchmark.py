@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from benchmarks.adapter_layers import DEPTHS, NONE, strengths
+from benchmarks.adapter_layers import DEPTHS, strengths
 from benchmarks.adapter_layers_report import report
+from benchmarks.arms import BASE
 from demur.core.examples import Example
 from demur.core.types import Chat
 from demur.studies._cases import Cases
@@ -38,7 +39,7 @@ def test_each_adapter_is_held_against_the_one_of_all_blocks_prompt_by_prompt() -
         outcomes(2, 0), {"0 to 9": outcomes(16, 3), "5 to 9": outcomes(12, 4)}, cases()
     )
     assert [(row["arm"], row["role"]) for row in rows] == [
-        (arm, role) for arm in (NONE, "0 to 9", "5 to 9") for role in ("unsafe", "ordinary")
+        (arm, role) for arm in (BASE, "0 to 9", "5 to 9") for role in ("unsafe", "ordinary")
     ]
     by_hand = [-0.7, -0.3, 0.0, 0.0, -0.2, 0.1]
     for row, expected in zip(rows, by_hand, strict=True):

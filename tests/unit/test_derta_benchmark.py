@@ -74,13 +74,12 @@ def test_continuations_are_drawn_once(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.setenv("DEMUR_CACHE", str(tmp_path))
     loaded, given = tiny(), [(*PROMPT, 64, 65), PROMPT[:3], PROMPT]
     expected = [continued(loaded, [ids], 5)[0] for ids in given]
-    first = kept(loaded, {"adapter": ""})
-    assert first(given, 5) == expected
+    assert kept(loaded, "")(given, 5) == expected
     monkeypatch.setattr(derta_late, "continued", lambda *_: pytest.fail("drawn again"))
-    assert kept(loaded, {"adapter": ""})(given[::-1], 5) == expected[::-1]
-    for other in ({"adapter": "a"}, {"adapter": ""}):
+    assert kept(loaded, "")(given[::-1], 5) == expected[::-1]
+    for adapter, num_tokens in (("a", 5), ("", 6)):
         with pytest.raises(pytest.fail.Exception, match="drawn again"):
-            kept(loaded, other)(given, 5 if other["adapter"] else 6)
+            kept(loaded, adapter)(given, num_tokens)
 
 
 def test_all_arms_learn_the_same_lengths_and_steps() -> None:

@@ -44,7 +44,7 @@ def train(
     data: Annotated[
         list[str] | None,
         typer.Option(
-            "--data", help="Labelled JSON lines, or written, starter, replies, pairs; repeatable."
+            "--data", help=f"Labelled JSON lines, or {', '.join(PACKAGED)}; may be repeated."
         ),
     ] = None,
     parameter: Annotated[

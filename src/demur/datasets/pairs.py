@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from demur.core.examples import Example
-from demur.datasets import jsonl
+from demur.datasets._packaged import packaged
 
 __all__ = ["load"]
 
@@ -27,4 +27,4 @@ def load(split: Split | None = None) -> list[Example]:
     >>> [(example.group, example.label) for example in load()[:2]]
     [('pair-0001', 'safe'), ('pair-0001', 'unsafe')]
     """
-    return [example for example in jsonl.load(PATH) if split is None or example.split == split]
+    return packaged(PATH, split)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from demur.core.examples import Example
-from demur.datasets import jsonl
+from demur.datasets._packaged import packaged
 
 __all__ = ["load"]
 
@@ -29,4 +29,4 @@ def load(split: Split | None = None) -> list[Example]:
     >>> {example.safe_response is None for example in load()}
     {False}
     """
-    return [example for example in jsonl.load(PATH) if split is None or example.split == split]
+    return packaged(PATH, split)

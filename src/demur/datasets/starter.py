@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from demur.core.examples import Example
-from demur.datasets import jsonl
+from demur.datasets._packaged import packaged
 
 __all__ = ["load"]
 
@@ -25,4 +25,4 @@ def load(split: Split | None = None) -> list[Example]:
     >>> len(load("demo"))
     12
     """
-    return [example for example in jsonl.load(PATH) if split is None or example.split == split]
+    return packaged(PATH, split)
