@@ -25,11 +25,19 @@ import demur
 from benchmarks.alternating import CLOCKS, alternate, median_interval, summary
 from benchmarks.machine import describe_machine
 from benchmarks.overhead import ONE_TOKEN, chat_of_length
-from benchmarks.rerouting_ways import IN_VLLM, PASSES, SLACK, Way, under_an_adapter, ways
+from benchmarks.rerouting_ways import (
+    IN_VLLM,
+    PASSES,
+    SLACK,
+    Way,
+    steered,
+    under_an_adapter,
+    ways,
+)
 from benchmarks.vllm_prompts import shared_text
 from benchmarks.vllm_steps import counting
 from demur.core import registry
-from demur.core.interventions import UseAdapter
+from demur.core.interventions import AddVectors, UseAdapter
 from demur.core.protocols import Done, Engine, Request
 from demur.core.readings import Array
 from demur.core.readout import LinearReadout
@@ -183,8 +191,10 @@ def in_vllm(loaded: LoadedModel, options: argparse.Namespace) -> dict[str, Any]:
 
     An adapter has an engine of its own: where one is loaded, vLLM compiles nothing without a GPU.
     """
-    found = _rows_in_vllm(loaded, options, IN_VLLM)
+    layer, d_model = read_of(loaded).layers[0], loaded.parts.d_model
     with tempfile.TemporaryDirectory(prefix="demur-rerouting-") as folder:
+        vectors = steered(d_model, Path(folder) / "vectors", layer)
+        found = _rows_in_vllm(loaded, options, [*IN_VLLM, vectors])
         adapter = under_an_adapter(loaded, Path(folder) / "adapter", 0, "in all blocks")
         beside = _rows_in_vllm(loaded, options, [PASSES, adapter])
     return {**found, **{f"{prompt}, an adapter loaded": of for prompt, of in beside.items()}}
@@ -198,7 +208,9 @@ def _rows_in_vllm(
     engine: Any = registry.load("engines", "vllm").load(
         options.model,
         readouts=[LinearReadout({read: weights}, 0.0)],
-        adapters=[way.intervention for way in of if isinstance(way.intervention, UseAdapter)],
+        interventions=[
+            way.intervention for way in of if isinstance(way.intervention, UseAdapter | AddVectors)
+        ],
         max_batch=1,
         max_tokens=2048,
         is_eager=options.eager,

@@ -60,13 +60,12 @@ def ways(loaded: LoadedModel, folder: Path, *, read_layer: int) -> list[Way]:
     head = loaded.model.get_output_embeddings().weight
     text = SafetyPrompt().text
     num_tokens = len(loaded.tokenizer(text, add_special_tokens=False)["input_ids"])
-    vectors = _stored(folder / "vectors", _random(1, d_model))
     embeddings = _stored(folder / "embeddings", _random(num_tokens, d_model))
     found = [
         *IN_VLLM,
         Way("soft_prompt", PrependEmbeddings(text, embeddings)),
         Way("refusal_head", SwapHead(_stored(folder / "head", head.detach().clone())), 0.0),
-        Way("steering", AddVectors((read_layer,), vectors)),
+        steered(d_model, folder / "vectors", read_layer),
     ]
     for where, first in (
         ("above the read layer", (read_layer + num_blocks) // 2),
@@ -75,6 +74,11 @@ def ways(loaded: LoadedModel, folder: Path, *, read_layer: int) -> list[Way]:
     ):
         found.append(under_an_adapter(loaded, folder / f"adapter-{first}", first, where))
     return found
+
+
+def steered(d_model: int, folder: Path, layer: int) -> Way:
+    """Return the way of a vector that is added after a block; the folder gets it."""
+    return Way("steering", AddVectors((layer,), _stored(folder, _random(1, d_model))))
 
 
 def under_an_adapter(loaded: LoadedModel, folder: Path, first: int, where: str) -> Way:

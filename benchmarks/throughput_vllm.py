@@ -80,6 +80,7 @@ from benchmarks.vllm_windows import (
 from demur.engines.vllm import VllmEngine
 from demur.guard.calibrated import CalibratedDetector
 from demur.guard.loading import load_detector
+from demur.guard.responding import route_of
 from demur.modeling.load import load
 from demur.workflows.machine import library_versions
 
@@ -87,6 +88,7 @@ RESULTS = Path(__file__).parent / "results"
 OFF, AGAIN, ON, LAST = "off", "off again", "on", "on, last token"
 SYNCHRONOUS, NATIVE = "off, synchronous", "vLLM's extraction"
 WARM_UPS = 1
+RESPONDER = "safety_prompt"
 
 
 class Bench:
@@ -131,7 +133,9 @@ class Bench:
         """Return the guarded engine, and its detector; one of random weights flags nothing."""
         options = self.options
         if not options.shape:
-            engine = guarded_engine(options.model, self.dtype, self.engine_sizes)
+            engine = guarded_engine(
+                options.model, self.dtype, self.engine_sizes, responder=options.responder
+            )
             return engine, load_detector(DETECTORS[0], engine)
         detector, readout = random_weights(options.model)
         engine = guarded_engine(options.model, self.dtype, self.engine_sizes, readouts=[readout])
@@ -290,6 +294,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "command": "python -m benchmarks.throughput_vllm"
         + " --eager" * options.eager
+        + f" --responder {route_of(options.responder)}" * (options.responder != RESPONDER)
         + f" --shape {options.shape}" * bool(options.shape),
         "demur": demur.__version__,
         "versions": {**library_versions("torch", "transformers"), "vllm": vllm.__version__},
@@ -299,6 +304,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "asked": {
             **{name: value for name, value in vars(options).items() if name != "out"},
             "model": Path(options.model).name,
+            "responder": route_of(options.responder),
         },
         "settings": {OFF: settings_of(bench.plain), ON: settings_of(bench.guarded._engine)},
         "extraction": said,
@@ -338,7 +344,9 @@ def parsed() -> argparse.Namespace:
         parser.add_argument(f"--{name}", type=int, default=default, help=about)
     parser.add_argument("--streams", type=_numbers(int), default=[1, 8, 32])
     parser.add_argument("--flagged", type=_numbers(float), default=[0.0, 0.01, 0.1])
-    parser.add_argument("--responder", default="safety_prompt", help="or fixed_reply")
+    parser.add_argument(
+        "--responder", default=RESPONDER, help="of flagged ones: any that vLLM runs"
+    )
     parser.add_argument("--model", default="embedded", help="the embedded one, a folder or a file")
     parser.add_argument(
         "--shape", choices=list(SERVED), help="a model and a detector of random weights instead"
@@ -370,6 +378,8 @@ def main() -> None:
     name = f"throughput_vllm{'_eager' * options.eager}"
     if options.shape:
         name += f"_{options.shape}"
+    if options.responder != RESPONDER:
+        name += f"_{route_of(options.responder)}"
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / f"{name}.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     (options.out / f"{name}.md").write_text(page, encoding="utf-8")

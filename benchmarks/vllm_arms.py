@@ -29,6 +29,7 @@ from demur.engines.vllm.rows import Known
 from demur.guard import Guard
 from demur.guard.exchange import Exchange
 from demur.guard.loading import readouts_of
+from demur.guard.responding import loads_of
 from demur.modeling.load import locate
 
 DETECTORS = ("pretrained",)
@@ -126,11 +127,21 @@ def guarded_engine(
     options: dict[str, Any],
     *,
     readouts: Sequence[LinearReadout] | None = None,
+    responder: str = "fixed_reply",
 ) -> VllmEngine:
-    """Return the guarded one, for the packaged detector unless other read-outs are given."""
+    """Return the guarded one, for the packaged detector unless other read-outs are given.
+
+    Args:
+        model: As `--model` takes it.
+        dtype: Of the weights.
+        options: Of both engines.
+        readouts: Of the detectors.
+        responder: Of flagged prompts, as `--responder` takes it.
+    """
     return VllmEngine.load(
         model,
         readouts=partial(readouts_of, DETECTORS) if readouts is None else readouts,
+        interventions=partial(loads_of, responder),
         dtype=dtype,
         max_batch=options["max_num_seqs"],
         max_tokens=options["max_model_len"],

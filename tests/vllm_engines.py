@@ -12,16 +12,20 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from demur.core.interventions import UseAdapter
-from demur.core.protocols import Engine
+from demur.core.interventions import Intervention
+from demur.core.preparing import Loadable
+from demur.core.protocols import Done, Engine, Request, TokenOut
 from demur.core.readout import LinearReadout
 from demur.core.reads import CaptureSpec
 from demur.core.registry import load
+from demur.core.types import Chat, Sampling
 from tests.tiny import byte_tokenizer
 
 D_MODEL, NUM_BLOCKS = 64, 4
 LAST = CaptureSpec((0, -1))
 USER = CaptureSpec((1,), positions="user", pool="mean", normalise="rms")
+
+TEXTS = [f"Question {n}: why is the sky blue at noon, and red {'very ' * n}late?" for n in range(6)]
 
 needs_vllm = [
     pytest.mark.vllm,
@@ -62,19 +66,19 @@ def model_folder() -> Path:
     return folder
 
 
-def make(*, max_batch: int = 8, adapters: Sequence[UseAdapter] = (), **options: Any) -> Any:
+def make(*, max_batch: int = 8, interventions: Sequence[Loadable] = (), **options: Any) -> Any:
     """Return a new engine of the tiny model.
 
     Args:
         max_batch: Most requests at a time.
-        adapters: Of flagged requests.
+        interventions: Of flagged requests.
         options: Fields of vLLM's `EngineArgs`.
     """
     is_eager = options.pop("is_eager", True)
     return load("engines", "vllm").load(
         model_folder(),
         readouts=unit_readouts(LAST, USER),
-        adapters=adapters,
+        interventions=interventions,
         dtype="float32",
         max_batch=max_batch,
         is_eager=is_eager,
@@ -91,3 +95,25 @@ def shared(max_batch: int) -> Engine:
     """Return an engine that hands the one vLLM of this process so many requests at a time."""
     engine: Engine = _shared().taking(max_batch)
     return engine
+
+
+def replies(
+    engine: Engine, decisions: Sequence[Intervention | None], *, max_tokens: int = 12
+) -> list[list[int]]:
+    """Return the tokens of replies to `TEXTS` under interventions, all drawn together."""
+    tokens: dict[str, list[int]] = {str(n): [] for n in range(len(decisions))}
+    requests = [
+        Request(
+            str(n),
+            engine.render(Chat.from_text(TEXTS[n])),
+            Sampling(max_tokens=max_tokens),
+            (LAST,),
+            lambda _, of=of: of,  # type: ignore[misc]
+        )
+        for n, of in enumerate(decisions)
+    ]
+    for event in engine.run(requests):
+        assert not (isinstance(event, Done) and event.reason == "error"), event
+        if isinstance(event, TokenOut):
+            tokens[event.id].append(event.token_id)
+    return list(tokens.values())

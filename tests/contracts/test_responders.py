@@ -1,7 +1,7 @@
 """What every responder promises, whatever it says."""
 
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import get_args
@@ -10,8 +10,8 @@ import pytest
 
 from demur.core import registry
 from demur.core.errors import ConfigError
-from demur.core.interventions import Intervention
-from demur.core.preparing import ForeseeingResponder
+from demur.core.interventions import AddVectors, Intervention, UseAdapter
+from demur.core.preparing import ForeseeingResponder, LoadingResponder
 from demur.core.protocols import Responder
 from demur.core.results import PASS, Verdict
 from demur.core.types import Chat, Sampling
@@ -78,6 +78,16 @@ def test_what_it_foresees_is_what_it_returns(make: MakeResponder) -> None:
         pytest.skip("the responder decides by the verdicts")
     assert responder.respond(CHAT, VERDICTS) in responder.returns
     assert responder.respond(OTHER, ()) in responder.returns
+
+
+def test_what_it_has_loaded_is_of_what_it_returns(make: MakeResponder) -> None:
+    responder = make()
+    if not isinstance(responder, LoadingResponder):
+        pytest.skip("no engine has to hold anything for it")
+    found = responder.respond(CHAT, VERDICTS)
+    assert isinstance(found, UseAdapter | AddVectors)
+    wanted = [replace(of, scale=1.0) for of in responder.loads]
+    assert replace(found, scale=1.0) in wanted
 
 
 def test_its_needs_do_not_change_with_use(make: MakeResponder) -> None:

@@ -8,15 +8,14 @@ from typing import Any
 import pytest
 
 from demur.core.errors import CapabilityError
-from demur.core.interventions import Intervention, UseAdapter
-from demur.core.protocols import Done, Engine, Request, TokenOut
+from demur.core.interventions import UseAdapter
+from demur.core.protocols import Done, Request
 from demur.core.types import Chat, Sampling
 from demur.engines.transformers import TransformersEngine
 from tests.adapters import lora
-from tests.vllm_engines import LAST, make, model_folder, needs_vllm, shared
+from tests.vllm_engines import LAST, TEXTS, make, model_folder, needs_vllm, replies, shared
 
 pytestmark = needs_vllm
-TEXTS = [f"Question {n}: why is the sky blue at noon, and red {'very ' * n}late?" for n in range(6)]
 
 
 @pytest.fixture(scope="module")
@@ -35,27 +34,7 @@ def adapters(plain: TransformersEngine, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="module")
 def engine(adapters: Sequence[UseAdapter]) -> Any:
-    return make(max_batch=8, adapters=[*adapters, replace(adapters[0], scale=0.0)])
-
-
-def replies(engine: Engine, decisions: Sequence[Intervention | None]) -> list[list[int]]:
-    """Return the tokens of replies, all drawn together."""
-    tokens: dict[str, list[int]] = {str(n): [] for n in range(len(decisions))}
-    requests = [
-        Request(
-            str(n),
-            engine.render(Chat.from_text(TEXTS[n])),
-            Sampling(max_tokens=12),
-            (LAST,),
-            lambda _, of=of: of,  # type: ignore[misc]
-        )
-        for n, of in enumerate(decisions)
-    ]
-    for event in engine.run(requests):
-        assert not (isinstance(event, Done) and event.reason == "error"), event
-        if isinstance(event, TokenOut):
-            tokens[event.id].append(event.token_id)
-    return list(tokens.values())
+    return make(max_batch=8, interventions=[*adapters, replace(adapters[0], scale=0.0)])
 
 
 def test_a_mixed_batch_has_the_replies_of_transformers(
@@ -105,4 +84,4 @@ def test_a_rank_that_vllm_does_not_run_is_refused(
 ) -> None:
     wide = lora(tmp_path / "wide", plain.loaded, rank=600, layers=[0]).ref
     with pytest.raises(CapabilityError, match="rank 600: vLLM runs at most 512"):
-        make(adapters=[UseAdapter(wide)])
+        make(interventions=[UseAdapter(wide)])

@@ -17,12 +17,20 @@ from demur.core.readings import Array, Readings
 from demur.core.reads import CaptureSpec
 from demur.core.types import Chat, Sampling
 from demur.engines.transformers import TransformersEngine
-from tests.vllm_engines import LAST, USER, make, model_folder, needs_vllm, shared, unit_readouts
+from tests.vllm_engines import (
+    LAST,
+    TEXTS,
+    USER,
+    make,
+    model_folder,
+    needs_vllm,
+    shared,
+    unit_readouts,
+)
 
 pytestmark = needs_vllm
 READS = (LAST, USER)
 WIDEST = CaptureSpec((1,), positions="user", pool="max")
-TEXTS = [f"Question {n}: why is the sky blue at noon, and red {'very ' * n}late?" for n in range(6)]
 
 
 @pytest.fixture(scope="module")
@@ -237,7 +245,7 @@ def test_a_tap_that_does_not_run_makes_an_error_of_the_request(
 ) -> None:
     engine: Any = shared(1)
     block = next(
-        m for m in engine.reader._runner.get_model().modules() if hasattr(m, "demur_products")
+        m for m in engine.reader._runner.get_model().modules() if hasattr(m, "demur_tap_products")
     )
     plain: Any = type(block).__mro__[1]
     monkeypatch.setattr(type(block), "forward", plain.forward)
@@ -288,12 +296,6 @@ def test_what_was_read_for_an_earlier_request_judges_no_later_one(
         assert len(seen) == 1
     finally:
         engine._rows.clear()
-
-
-def test_speculative_decoding_is_refused_by_name() -> None:
-    with pytest.raises(Exception, match=r"speculative|logits processors"):
-        make(speculative_config={"method": "ngram", "num_speculative_tokens": 2,
-                                 "prompt_lookup_max": 2})  # fmt: skip
 
 
 def test_a_read_out_that_no_tap_can_compute_is_refused() -> None:

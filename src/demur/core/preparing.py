@@ -1,13 +1,14 @@
 """What may be done before any prompt comes: responders tell what they need, and engines load it.
 
-Both are optional. A responder whose answer hangs on the verdicts cannot tell; an engine without
-large tensors has nothing to load.
+All of it is optional. A responder whose answer hangs on the verdicts cannot tell what that will be,
+though it may tell what an engine has to hold for it; an engine without large tensors has nothing to
+load.
 """
 
 from collections.abc import Iterable
 from typing import Protocol, runtime_checkable
 
-from demur.core.interventions import Intervention, UseAdapter
+from demur.core.interventions import AddVectors, Intervention, UseAdapter
 from demur.core.reads import Checkpoint
 
 
@@ -18,6 +19,19 @@ class ForeseeingResponder(Protocol):
     @property
     def returns(self) -> tuple[Intervention, ...]:
         """The interventions that it may return."""
+
+
+Loadable = UseAdapter | AddVectors
+"""What an engine that compiles its model has to hold before any request comes."""
+
+
+@runtime_checkable
+class LoadingResponder(Protocol):
+    """A responder that tells what such an engine has to hold for it."""
+
+    @property
+    def loads(self) -> tuple[Loadable, ...]:
+        """The adapters, each at its scale, and the vectors, at any scale."""
 
 
 @runtime_checkable

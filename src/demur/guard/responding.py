@@ -16,6 +16,7 @@ from demur.core.adapters import LoraFolder
 from demur.core.errors import ConfigError
 from demur.core.folders import require_same_model
 from demur.core.interventions import CacheUse, EndReply, MidReply, UseAdapter
+from demur.core.preparing import Loadable, LoadingResponder
 from demur.core.protocols import Responder
 from demur.core.trained import Trained
 from demur.core.types import Chat, ModelId
@@ -58,6 +59,22 @@ def load_responder(line: str, model_id: ModelId) -> Responder:
         return method(**given)
     except TypeError as error:
         raise ConfigError(f"responder {line!r}: {error}") from error
+
+
+def loads_of(line: str, model_id: ModelId) -> tuple[Loadable, ...]:
+    """Return what an engine has to hold for a responder before any request comes.
+
+    Args:
+        line: As of `load_responder`.
+        model_id: Likewise.
+
+    Raises:
+        ConfigError: As of `load_responder`.
+        DataError: Likewise.
+        ModelMismatchError: Likewise.
+    """
+    responder = load_responder(line, model_id)
+    return responder.loads if isinstance(responder, LoadingResponder) else ()
 
 
 def check_responder(line: str) -> None:

@@ -50,6 +50,11 @@ class Adapter:
         """The intervention, for every chat."""
         return (UseAdapter(self.trained.ref, self.scale),)
 
+    @property
+    def loads(self) -> tuple[UseAdapter]:
+        """The adapter."""
+        return self.returns
+
     def respond(self, chat: Chat, verdicts: Sequence[Verdict]) -> UseAdapter:
         """Return the adapter."""
         return self.returns[0]

@@ -56,7 +56,7 @@ class Steering:
             raise ConfigError(f"dose is {self.dose!r}: expected one of {get_args(Dose)}")
         if not 0 <= self.dose_from < 1:
             raise ConfigError(f"dose_from is {self.dose_from}: expected 0 or more and below 1")
-        self._vectors(self.scale)
+        _ = self.loads
 
     @property
     def ignores_verdicts(self) -> bool:
@@ -67,6 +67,11 @@ class Steering:
     def needs(self) -> frozenset[type]:
         """The interventions that an engine must be able to do."""
         return frozenset({AddVectors})
+
+    @property
+    def loads(self) -> tuple[AddVectors]:
+        """The vectors; a dose changes their scale alone."""
+        return (self._vectors(self.scale),)
 
     def respond(self, chat: Chat, verdicts: Sequence[Verdict]) -> AddVectors:
         """Return the vectors, with the scale that the verdicts call for."""

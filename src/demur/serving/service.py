@@ -13,9 +13,8 @@ from functools import partial
 from typing import Any
 
 from demur.core import registry
-from demur.core.adapters import LoraFolder
 from demur.core.errors import DemurError, ModelMismatchError
-from demur.core.interventions import UseAdapter
+from demur.core.preparing import Loadable
 from demur.core.protocols import Engine, PrefixCachingEngine
 from demur.core.types import ModelId
 from demur.engines.transformers import TransformersEngine
@@ -23,9 +22,8 @@ from demur.guard import Guard, fingerprint
 from demur.guard.loading import Opened, open_detector, readouts_of
 from demur.guard.monitor import ReplyMonitor
 from demur.guard.packaged import FALLBACK, PACKAGED, responder_line
-from demur.guard.responding import load_mid_reply, load_responder, route_of
+from demur.guard.responding import load_mid_reply, load_responder, loads_of, route_of
 from demur.guard.routes import FlaggedTo
-from demur.responders.adapter import Adapter
 from demur.responders.fixed_reply import FixedReply
 from demur.serving.errors import ApiError
 from demur.serving.metrics import Metrics
@@ -88,8 +86,8 @@ def _engine(settings: Settings) -> Engine:
     """Load the engine that the settings name.
 
     Raises:
-        CapabilityError: A detector is not linear, or an adapter cannot be run, and the engine is
-            vLLM.
+        CapabilityError: A detector is not linear, or an adapter or vectors cannot be run, and the
+            engine is vLLM.
         ConfigError: There is no such model.
         MissingPackageError: vLLM is not installed.
     """
@@ -100,7 +98,7 @@ def _engine(settings: Settings) -> Engine:
     engine: Engine = registry.load("engines", settings.engine).load(
         settings.model,
         readouts=partial(readouts_of, settings.detectors),
-        adapters=partial(_adapters, settings),
+        interventions=partial(_interventions, settings),
         dtype=settings.dtype,
         max_batch=settings.limits.max_batch,
         max_tokens=settings.vllm.max_model_len,
@@ -109,14 +107,12 @@ def _engine(settings: Settings) -> Engine:
     return engine
 
 
-def _adapters(settings: Settings, model_id: ModelId) -> Sequence[UseAdapter]:
+def _interventions(settings: Settings, model_id: ModelId) -> Sequence[Loadable]:
     """Return what vLLM has to load; without being asked it gets no adapter, which would slow it."""
     line = settings.responder
-    if settings.on_flagged != "respond" or route_of(line) != LoraFolder.method:
+    if settings.on_flagged != "respond" or line == PACKAGED:
         return ()
-    responder = load_responder(line, model_id)
-    assert isinstance(responder, Adapter), "the method of that name"
-    return responder.returns
+    return loads_of(line, model_id)
 
 
 def _responder_line(settings: Settings, engine: Engine) -> str:

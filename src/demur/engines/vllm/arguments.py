@@ -10,6 +10,7 @@ from vllm.engine.arg_utils import EngineArgs
 from demur.engines._columns import Columns
 from demur.engines._stored_columns import store
 from demur.engines.vllm.reader import CONFIG_KEY
+from demur.engines.vllm.steering import ROOM
 from demur.engines.vllm.worker import READOUTS
 from demur.modeling.gguf import cache_folder
 
@@ -17,7 +18,7 @@ WORKERS = "demur.engines.vllm.{}_worker.Guarded{}Worker"
 FORCED_REPLY = "demur.engines.vllm.worker:ForcedReply"
 
 
-def guarded(columns: Columns, options: Mapping[str, Any]) -> EngineArgs:
+def guarded(columns: Columns, room: Mapping[str, Any], options: Mapping[str, Any]) -> EngineArgs:
     """Return the arguments of an engine in this process.
 
     The hash of the columns goes into `additional_config`, which is part of the key of vLLM's
@@ -25,10 +26,14 @@ def guarded(columns: Columns, options: Mapping[str, Any]) -> EngineArgs:
 
     Args:
         columns: What the model is to compute; they are stored in demur's cache for the worker.
+        room: For vectors: see `Steerings.room`.
         options: Fields of vLLM's `EngineArgs`; those that guard win.
     """
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the judge is called within a step
-    return EngineArgs(**{**options, **guarding(columns, workers=WORKERS)})
+    found = guarding(columns, workers=WORKERS)
+    if room:
+        found["additional_config"] |= {ROOM: dict(room)}
+    return EngineArgs(**{**options, **found})
 
 
 def guarding(columns: Columns, *, workers: str) -> dict[str, Any]:

@@ -4,21 +4,14 @@ import gc
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Self
 
-from vllm.lora.request import LoRARequest
 from vllm.outputs import RequestOutput
 from vllm.v1.engine.llm_engine import LLMEngine
 
 from demur.core.errors import CapabilityError, DataError
-from demur.core.interventions import (
-    EndReply,
-    Intervention,
-    PrependText,
-    ReplyWith,
-    UseAdapter,
-)
+from demur.core.interventions import EndReply, Intervention, PrependText, ReplyWith
+from demur.core.preparing import Loadable
 from demur.core.protocols import Done, Event, Request, Scored, Switched
 from demur.core.readings import Array, Readings
 from demur.core.readout import LinearReadout
@@ -28,18 +21,19 @@ from demur.engines._columns import Columns, spans_of
 from demur.engines._monitoring import failed
 from demur.engines._text import TextStream, text_events
 from demur.engines._waiting import Waiting
-from demur.engines.vllm.adapters import LoraRequests, engine_arguments, load_adapters
+from demur.engines.vllm.adapters import engine_arguments
+from demur.engines.vllm.again import InPlace, Wanted
 from demur.engines.vllm.arguments import guarded
-from demur.engines.vllm.prefixes import NEEDED_FROM, limit_hits, needed_from
-from demur.engines.vllm.reader import CONFIG_KEY, Forced, Reader
+from demur.engines.vllm.prefixes import NEEDED_FROM, guard_cache, needed_from
+from demur.engines.vllm.reader import CONFIG_KEY, Forced, Reader, reader_of
 from demur.engines.vllm.rows import Known, Row, sampling_params
-from demur.modeling.chat import ChatRenderer
+from demur.engines.vllm.steering import STEERED
 from demur.modeling.load import load, locate
 
 CAPABILITIES: frozenset[type] = frozenset({CaptureSpec, Texts, ReplyWith, EndReply, PrependText})
 LAST = CaptureSpec((-1,))
 ReadoutsOf = Callable[[ModelId], Sequence[LinearReadout]]
-AdaptersOf = Callable[[ModelId], Sequence[UseAdapter]]
+LoadableOf = Callable[[ModelId], Iterable[Loadable]]
 
 
 class VllmEngine:
@@ -50,7 +44,7 @@ class VllmEngine:
         columns: What its model computes.
         known: What transformers told of the model.
         max_batch: Most requests that vLLM is given at a time.
-        adapters: Those that it has loaded.
+        in_place: What it has loaded for flagged requests.
     """
 
     def __init__(
@@ -60,14 +54,14 @@ class VllmEngine:
         *,
         known: Known,
         max_batch: int,
-        adapters: LoraRequests = MappingProxyType({}),
+        in_place: InPlace,
     ) -> None:
         self._engine = engine
         self._columns = columns
         self._known = known
         self._tokenizer = known.tokenizer
         self._max_batch = max_batch
-        self._adapters = adapters
+        self._in_place = in_place
         self._block_size = int(engine.vllm_config.cache_config.block_size)
         self._rows: dict[str, Row] = {}
         self.num_cache_bypassed = 0
@@ -80,7 +74,7 @@ class VllmEngine:
         source: str | Path = "embedded",
         *,
         readouts: Sequence[LinearReadout] | ReadoutsOf = (),
-        adapters: Sequence[UseAdapter] | AdaptersOf = (),
+        interventions: Iterable[Loadable] | LoadableOf = (),
         dtype: Dtype = "auto",
         max_batch: int = 32,
         max_tokens: int | None = None,
@@ -94,8 +88,8 @@ class VllmEngine:
         Args:
             source: `embedded`, a folder, a `.gguf` file, or a name on the model hub.
             readouts: Of all detectors to serve, or what names them once the model is known.
-            adapters: All that flagged requests may be answered under, likewise. With any, vLLM
-                compiles nothing without a GPU.
+            interventions: Adapters, beside which vLLM compiles nothing without a GPU, and vectors
+                of any scale, without a GPU only, under which flagged requests may be answered.
             dtype: `auto` is what the transformers engine would take.
             max_batch: Most requests at a time.
             max_tokens: The context; None is the model's own.
@@ -103,22 +97,22 @@ class VllmEngine:
             options: More fields of vLLM's `EngineArgs`.
 
         Raises:
-            CapabilityError: A read-out cannot be computed inside the model, an adapter cannot be
-                run, or an option is one that demur does not guard.
-            ConfigError: There is no such model, or it has no chat template.
+            CapabilityError: A read-out cannot be computed inside the model, an adapter or vectors
+                cannot be run, or an option is one that demur does not guard.
+            ConfigError: There is no such model or artifact, or it has no chat template.
+            DataError: An artifact has changed, or does not fit the model.
         """
         loaded = load(source, dtype=dtype, device="cpu")
         found = readouts(loaded.model_id) if callable(readouts) else readouts
         columns = Columns.of(found, num_blocks=len(loaded.parts.blocks))
-        run = adapters(loaded.model_id) if callable(adapters) else adapters
-        known = Known(
-            ChatRenderer.of(loaded), loaded.tokenizer, loaded.model_id, loaded.end_token_ids
-        )
-        longest = min(max_tokens or loaded.max_tokens, loaded.max_tokens)
+        run = interventions(loaded.model_id) if callable(interventions) else interventions
+        wanted = Wanted.of(run, loaded.parts)
+        known, longest = Known.of(loaded), min(max_tokens or loaded.max_tokens, loaded.max_tokens)
         del loaded
         gc.collect()
         args = guarded(
             columns,
+            wanted.steerings.room(),
             {
                 "model": locate(source)[0],
                 "dtype": known.model_id.dtype,
@@ -126,14 +120,15 @@ class VllmEngine:
                 "max_num_seqs": max_batch,
                 "enforce_eager": is_eager,
                 "disable_log_stats": True,
-                **engine_arguments(run),
+                **engine_arguments(wanted.adapters),
                 **(options or {}),
             },
         )
         engine = LLMEngine.from_engine_args(args)
-        limit_hits(engine)
-        slots = load_adapters(engine, run)
-        return cls(engine, columns, known=known, max_batch=max_batch, adapters=slots)
+        guard_cache(engine)
+        return cls(
+            engine, columns, known=known, max_batch=max_batch, in_place=wanted.put_into(engine)
+        )
 
     def taking(self, max_batch: int) -> Self:
         """Return an engine that hands the same vLLM so many requests at a time, not at once."""
@@ -142,14 +137,13 @@ class VllmEngine:
             self._columns,
             known=self._known,
             max_batch=max_batch,
-            adapters=self._adapters,
+            in_place=self._in_place,
         )
 
     @property
     def reader(self) -> Reader:
         """What follows the prompts inside the worker."""
-        found: Reader = self._engine.model_executor.driver_worker.worker.reader
-        return found
+        return reader_of(self._engine)
 
     @property
     def reads(self) -> frozenset[CaptureSpec]:
@@ -166,9 +160,9 @@ class VllmEngine:
         """The reads and interventions that this engine can do.
 
         Of captures those alone that one of its read-outs has: see `engines._columns`. Of adapters
-        those that were named when it was loaded.
+        and vectors those that were named when it was loaded.
         """
-        return CAPABILITIES | {UseAdapter} if self._adapters else CAPABILITIES
+        return CAPABILITIES | self._in_place.capabilities
 
     @property
     def max_tokens(self) -> int:
@@ -269,6 +263,8 @@ class VllmEngine:
         )
         params.skip_reading_prefix_cache = is_bypassed
         said = {"id": request.id, "number": row.number, "spans": spans, NEEDED_FROM: first}
+        if row.steered is not None:
+            said[STEERED] = row.steered
         params.extra_args = {CONFIG_KEY: said}
         row.key = self._engine.add_request(
             request.id,
@@ -287,7 +283,7 @@ class VllmEngine:
         row = self._rows.get(extra.get("id", ""))
         if row is None or row.number != extra["number"]:  # over; its id may have come again
             return ()
-        if row.is_judged:  # read again, with a safety prompt
+        if row.is_judged:  # read again
             return None
         row.is_judged = True
         request, started = row.request, time.perf_counter()
@@ -366,30 +362,11 @@ class VllmEngine:
             first = len(request.prompt)
             return [*text_events(self._tokenizer, request.id, intervention.text, first=first)]
         try:
-            if isinstance(intervention, UseAdapter):
-                row.adapter = self._loaded(intervention)
-            else:
-                assert isinstance(intervention, PrependText), "the guard checked the capabilities"
-                row.prompt = self._under(request.prompt, intervention.text)
-            row.intervention = None
+            self._in_place.change(row, intervention, render=self.render)
             self._submit(row)
         except Exception as error:  # one request's failure is its own
             return [failed(request, error)]
         return []
-
-    def _loaded(self, intervention: UseAdapter) -> LoRARequest | None:
-        if intervention not in self._adapters:
-            raise CapabilityError(
-                f"the engine has not loaded {intervention.adapter.folder} at scale "
-                f"{intervention.scale:g}: name it when the engine is loaded"
-            )
-        return self._adapters[intervention]
-
-    def _under(self, prompt: Prompt, text: str) -> Prompt:
-        try:
-            return self.render(prompt.chat.with_safety_prompt(text))
-        except DataError as error:
-            raise DataError(f"with its safety prompt {error}") from error
 
     def _drop(self, ids: list[str]) -> None:
         """Forget requests; vLLM does, too, if they are still under way."""

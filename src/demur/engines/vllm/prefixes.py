@@ -4,15 +4,18 @@ vLLM itself knows all or nothing. A mean over the user's turn needs the tokens o
 are so computed and summed; what comes before, such as a system message that all prompts share or
 the earlier turns of a dialogue, need not be. A hit that is too long is an error of its request:
 see `PrefillScores`.
+
+What a steered request leaves in the cache is for its like alone: from the first token that is
+changed on, its blocks have hashes of their own.
 """
 
+import hashlib
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
-from vllm.v1.engine.llm_engine import LLMEngine
-
 from demur.engines.vllm.reader import CONFIG_KEY
+from demur.engines.vllm.steering import FIRST, SALT, STEERED
 
 NEEDED_FROM = "needed_from"
 """In `extra_args`, among what demur says: the first position that must be computed."""
@@ -34,10 +37,34 @@ class _Shorter:
         return getattr(self._request, name)
 
 
-def limit_hits(engine: LLMEngine) -> None:
-    """Let an engine in this process heed what its requests say in NEEDED_FROM."""
-    manager = engine.engine_core.engine_core.scheduler.kv_cache_manager
+def guard_cache(engine: Any) -> None:
+    """Let an engine heed what its requests say in NEEDED_FROM and STEERED.
+
+    Args:
+        engine: vLLM's `LLMEngine`, in this process.
+    """
+    core = engine.engine_core.engine_core
+    manager = core.scheduler.kv_cache_manager
     manager.get_computed_blocks = partial(limited, manager.get_computed_blocks)
+    if core.request_block_hasher is not None:  # there is a prefix cache
+        size = core.scheduler.hash_block_size
+        core.request_block_hasher = partial(salted, core.request_block_hasher, size)
+
+
+def salted(hashes: Callable[[Any], list[bytes]], block_size: int, request: Any) -> list[bytes]:
+    """Return the hashes of a request's blocks that are full by now and have none.
+
+    Args:
+        hashes: Returns them as vLLM makes them.
+        block_size: Tokens of a block.
+        request: Of vLLM's scheduler, with the hashes of the blocks before.
+    """
+    found, said = hashes(request), _said(request).get(STEERED)
+    if said is None:
+        return found
+    plain = max(said[FIRST] // block_size - len(request.block_hashes), 0)
+    salt = said[SALT].encode()
+    return [*found[:plain], *(hashlib.sha256(of + salt).digest() for of in found[plain:])]
 
 
 def limited(whole: Callable[[Any], Any], request: Any) -> Any:
@@ -68,6 +95,10 @@ def needed_from(
 
 def needed_from_of(request: Any) -> int | None:
     """Return what a request of vLLM says; None says nothing."""
-    extra = getattr(request.sampling_params, "extra_args", None) or {}
-    found: int | None = (extra.get(CONFIG_KEY) or {}).get(NEEDED_FROM)
+    found: int | None = _said(request).get(NEEDED_FROM)
     return found
+
+
+def _said(request: Any) -> dict[str, Any]:
+    extra = getattr(request.sampling_params, "extra_args", None) or {}
+    return extra.get(CONFIG_KEY) or {}

@@ -14,6 +14,7 @@ import numpy as np
 from demur.core.errors import DataError
 from demur.core.readings import Array
 from demur.engines._columns import PrefillScores, Spans
+from demur.engines.vllm.steering import STEERED, Steering, change_of
 from demur.engines.vllm.taps import Kept, Taps
 
 CONFIG_KEY = "demur"
@@ -68,14 +69,16 @@ class Reader:
     Args:
         runner: vLLM's model runner, the older or the newer one.
         taps: In its model.
+        steering: Likewise, if there are vectors to add.
     """
 
-    def __init__(self, runner: Any, taps: Taps) -> None:
+    def __init__(self, runner: Any, taps: Taps, steering: Steering | None = None) -> None:
         self._runner = runner
         self._taps = taps
+        self.steering = steering
         self._followed: dict[str, _Followed] = {}
         self._settled: set[str] = set()
-        """Requests that pass: there is nothing left to do for them."""
+        """Requests that pass and are not steered: there is nothing left to do for them."""
         self._parts: list[_Part] | None = None
         """Of the step at hand, once it is known in which order vLLM takes its requests."""
         self._scheduled: dict[str, int] = {}
@@ -102,8 +105,11 @@ class Reader:
         self._taps.begin(is_read=not self._settled.issuperset(self._scheduled))
 
     def choose(self, *_: object) -> None:
-        """Tell the taps which tokens to read, as a hook before the model's forward pass."""
+        """Name the tokens to read and to steer, as a hook before the model's forward pass."""
         self._parts = self._parts_of_step()
+        if self.steering is not None:
+            changes = [change_of(of.followed.extra, of.start, of.rows) for of in self._parts]
+            self.steering.choose([change for change in changes if change is not None])
         wanted = [
             part.rows.start + scores.wanted(part.start, part.rows.stop - part.rows.start)
             for part in self._parts
@@ -134,7 +140,7 @@ class Reader:
                 continue
             self._read(followed, part.start, taken.kept.values(part.rows))
             is_passed = followed.scores is None and followed.forced is None
-            if is_passed and part.request_id in self._followed:
+            if is_passed and STEERED not in followed.extra and part.request_id in self._followed:
                 self._settled.add(part.request_id)
 
     def forced(self, *, end_token_id: int) -> dict[int, int]:
@@ -186,6 +192,12 @@ class Reader:
         except DataError as error:
             found = error
         followed.forced = self.judge(followed.extra, found)
+
+
+def reader_of(engine: Any) -> Reader:
+    """Return the reader of the worker of vLLM's `LLMEngine`, in this process."""
+    found: Reader = engine.model_executor.driver_worker.worker.reader
+    return found
 
 
 def _places(runner: Any) -> Iterator[tuple[str, int]]:

@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
-from typing import Any
+from typing import Any, Self
 
 from vllm import SamplingParams
 from vllm.lora.request import LoRARequest
@@ -19,6 +19,7 @@ from demur.core.types import ModelId, Prompt
 from demur.engines._monitoring import failed
 from demur.engines._text import TextStream
 from demur.modeling.chat import ChatRenderer
+from demur.modeling.load import LoadedModel
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,12 @@ class Known:
     tokenizer: Any
     model_id: ModelId
     end_token_ids: frozenset[int]
+
+    @classmethod
+    def of(cls, loaded: LoadedModel) -> Self:
+        """Return what stays of a model once its weights are let go of."""
+        renderer = ChatRenderer.of(loaded)
+        return cls(renderer, loaded.tokenizer, loaded.model_id, loaded.end_token_ids)
 
 
 @dataclass(eq=False)
@@ -48,6 +55,8 @@ class Row:
     intervention: Intervention | None = None
     adapter: LoRARequest | None = None
     """Under which it is read again."""
+    steered: dict[str, Any] | None = None
+    """What it then says of the vectors that it gets."""
     is_judged: bool = False
     num_drawn: int = 0
 

@@ -1,12 +1,11 @@
 # ruff: noqa: PLR0917  # an op takes its arguments by place
 """Taps: what computes read-outs inside vLLM's own forward pass.
 
-A tapped block calls a registered custom op on its output. torch.compile and CUDA graphs keep such
-an op, since it states which of its arguments it changes; Python hooks they drop without a word. The
-sum of what a block returns is made outside of the op: the compiler then fuses what comes before and
-after as it does without a tap, and rounds alike. An op leaves products and norms of states behind;
-what they come to is worked out once a step, since an operation on few numbers takes as long as one
-on all of them. Where a tap did not run, they are NaN.
+A tapped block calls a registered custom op on its output. The sum of what a block returns is made
+outside of the op: the compiler then fuses what comes before and after as it does without a tap, and
+rounds alike. An op leaves products and norms of states behind; what they come to is worked out once
+a step, since an operation on few numbers takes as long as one on all of them. Where a tap did not
+run, they are NaN.
 """
 
 from dataclasses import dataclass
@@ -17,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from demur.core.errors import CapabilityError
 from demur.core.readings import Array
 from demur.engines._columns import Columns
+from demur.engines.vllm.blocks import blocks_of, follow, register
 from demur.modeling.pooling import RMS_EPSILON
 
 if torch.version.cuda:  # then there is Triton, too
@@ -61,18 +60,12 @@ def tap(
     torch.linalg.vector_norm(read, dim=-1, out=norms[: len(read)])
 
 
-def _shape_of_tap(*arguments: object) -> None:
-    """Tell the compiler what a tap returns: nothing."""
-
-
-# By hand, since `torch.library.custom_op` wraps each call in Python, for ten taps 1 ms a step.
-_LIBRARY: Any = torch.library.Library("demur", "DEF")  # type: ignore[no-untyped-call]
-_LIBRARY.define(
-    "tap(Tensor state, Tensor weights, Tensor(a!) products, Tensor(b!) norms, Tensor wanted, "
-    "Tensor number) -> ()"
+register(
+    "tap",
+    "Tensor state, Tensor weights, Tensor(a!) products, Tensor(b!) norms, Tensor wanted, "
+    "Tensor number",
+    tap,
 )
-_LIBRARY.impl("tap", tap, "CompositeExplicitAutograd")
-torch.library.register_fake("demur::tap", _shape_of_tap, lib=_LIBRARY)
 
 
 class Taps:
@@ -91,7 +84,7 @@ class Taps:
     def __init__(
         self, model: nn.Module, columns: Columns, *, max_tokens: int, device: torch.device
     ) -> None:
-        blocks = _blocks(model, columns.num_blocks)
+        blocks = blocks_of(model, columns.num_blocks)
         self.columns = columns
         shape = len(columns.layers), max_tokens
         self._products = torch.full((*shape, len(columns)), torch.nan, device=device)
@@ -109,7 +102,7 @@ class Taps:
                 "wanted": self._wanted.to(device),
                 "number": self._number,
             }
-            _tap_block(blocks[layer], buffers)
+            follow(blocks[layer], "tap", buffers, _tapped)
 
     def begin(self, *, is_read: bool) -> None:
         """Forget the last step, so that taps that do not run leave no number behind.
@@ -197,37 +190,12 @@ class Kept:
         return values
 
 
-def _blocks(model: nn.Module, num_blocks: int) -> nn.ModuleList:
-    found = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == num_blocks]
-    if len(found) != 1:
-        raise CapabilityError(
-            f"{type(model).__name__} has {len(found)} lists of {num_blocks} blocks: expected one; "
-            "serve this model with the transformers engine"
-        )
-    return found[0]
-
-
-def _tap_block(block: nn.Module, buffers: dict[str, Tensor]) -> None:
-    """Let a block call the op after its own forward; its parameters keep their names."""
-    plain = type(block)
-
-    class Tapped(plain):  # type: ignore[misc, valid-type]
-        """A block whose output is read."""
-
-        def forward(self, *args: Any, **kwargs: Any) -> Any:
-            """Run the block as it is, and read what it returns."""
-            hidden, residual = plain.forward(self, *args, **kwargs)
-            torch.ops.demur.tap(
-                hidden + residual,
-                self.demur_weights,
-                self.demur_products,
-                self.demur_norms,
-                self.demur_wanted,
-                self.demur_number,
-            )
-            return hidden, residual
-
-    Tapped.__name__ = Tapped.__qualname__ = f"Tapped{plain.__name__}"
-    for name, buffer in buffers.items():
-        block.register_buffer(f"demur_{name}", buffer, persistent=False)
-    block.__class__ = Tapped
+def _tapped(block: Any, hidden: Tensor, residual: Tensor) -> None:
+    torch.ops.demur.tap(
+        hidden + residual,
+        block.demur_tap_weights,
+        block.demur_tap_products,
+        block.demur_tap_norms,
+        block.demur_tap_wanted,
+        block.demur_tap_number,
+    )

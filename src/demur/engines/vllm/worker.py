@@ -19,6 +19,7 @@ from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
 from demur.core.errors import CapabilityError
 from demur.engines._stored_columns import stored
 from demur.engines.vllm.reader import CONFIG_KEY, Reader, Taken, is_older
+from demur.engines.vllm.steering import ROOM, Steering
 from demur.engines.vllm.taps import Taps
 from demur.modeling.gguf import cache_folder
 
@@ -89,16 +90,15 @@ class Guarding:
         )
         super().load_model(**kwargs)  # type: ignore[misc]
         columns = stored(config.additional_config[CONFIG_KEY], cache_folder() / READOUTS)
-        taps = Taps(
-            self.model_runner.get_model(),
-            columns,
-            max_tokens=config.scheduler_config.max_num_batched_tokens,
-            device=self.device,
-        )
-        self.reader = Reader(self.model_runner, taps)
+        model = self.model_runner.get_model()
+        most = config.scheduler_config.max_num_batched_tokens
+        taps = Taps(model, columns, max_tokens=most, device=self.device)
+        room = config.additional_config.get(ROOM)
+        steering = Steering(model, room, max_tokens=most) if room else None
+        self.reader = Reader(self.model_runner, taps, steering)
         self._taken: Taken | None = None
         if taps.can_choose:
-            self.model_runner.get_model().register_forward_pre_hook(self.reader.choose)
+            model.register_forward_pre_hook(self.reader.choose)
 
     def execute_model(self, scheduler_output: Any) -> Any:
         """Run a step's pass, and keep what it has read of prompts."""
