@@ -119,12 +119,15 @@ def adapter_from(loaded: LoadedModel, folder: Path, first_layer: int) -> LoraFol
     """
     folder.mkdir(parents=True)
     tensors: dict[str, Tensor] = {}
-    for name, linear in _linear_maps(loaded, loaded.parts.blocks[first_layer:]):
+    maps = _linear_maps(loaded, loaded.parts.blocks[first_layer:])
+    for name, linear in maps:
         key = f"base_model.model.{name}"
         tensors[f"{key}.lora_A.weight"] = 0.01 * _random(RANK, linear.in_features)
         tensors[f"{key}.lora_B.weight"] = 0.01 * _random(linear.out_features, RANK)
     save_file(tensors, folder / WEIGHTS)
-    (folder / CONFIG).write_bytes(as_json({"peft_type": "LORA", "r": RANK, "lora_alpha": RANK}))
+    config = {"peft_type": "LORA", "r": RANK, "lora_alpha": RANK}
+    names = sorted({name.rpartition(".")[2] for name, _ in maps})
+    (folder / CONFIG).write_bytes(as_json({**config, "target_modules": names}))
     return LoraFolder.read(folder)
 
 
