@@ -3,16 +3,13 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from benchmarks.words import points
-from demur.core.validation import rate_name, validated
-
-LABELLER = "reply_classifier"
+from benchmarks.words import LABELLER, points, rate_names
 
 
 def report(results: Mapping[str, Any]) -> str:
     """Return the whole page."""
     machine, model = results["machine"], results["model"]
-    unsafe, safe = (rate_name(validated(LABELLER), asked) for asked in ("unsafe", "safe"))
+    unsafe, safe = rate_names()
     lines = [
         f"# Adapters above the read layer: {model['name']}, {model['dtype']}",
         "",

@@ -6,10 +6,11 @@ kept for tests. They have been looked at before, and count as development.
 
 import sys
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from benchmarks.words import LABELLERS
 from demur.core.examples import Example
 from demur.core.readings import Array
 from demur.core.types import Chat, Dtype
@@ -139,9 +140,7 @@ class Arms:
     cases: Cases
     detector: str = "pretrained"
     max_tokens: int = 48
-    labelling: Labelling = field(
-        default_factory=lambda: Labelling(("reply_classifier", "refusal_match"))
-    )
+    labelling: Labelling = field(default_factory=lambda: Labelling(LABELLERS))
     dtype: Dtype = "auto"
     max_batch: int = 48
     fpr: float | None = None
@@ -197,3 +196,23 @@ def always_on_rows(base: Outcomes, outcomes: Mapping[str, Outcomes], cases: Case
     every = np.ones(len(cases.examples), dtype=bool)
     arms = [Arm(BASE, base), *(Arm(name, of, every) for name, of in outcomes.items())]
     return [row for arm in arms for row in arm_rows("adapter", arm, base, cases)]
+
+
+def with_own_answers(arms: Arms, examples: Sequence[Example]) -> list[Example]:
+    """Return safe prompts with the model's own answers, but for those it refuses.
+
+    Args:
+        arms: Of the model.
+        examples: The prompts.
+    """
+    chats = [example.chat for example in examples]
+    replies = arms.answers.base(chats)
+    outcomes = arms.labelling.label(chats, replies)
+    refused = (outcomes.outcome == "refused") | (outcomes.second == "refused")
+    return [
+        replace(example, safe_response=reply.text)
+        for example, reply, left_out in zip(
+            examples, replies, refused | outcomes.collapsed, strict=True
+        )
+        if reply.text.strip() and not left_out
+    ]

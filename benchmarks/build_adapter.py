@@ -14,13 +14,12 @@ is measured by `python -m benchmarks.shipped_pair`.
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 import demur
-from benchmarks.arms import Arms, drawn, short_prompts
+from benchmarks.arms import Arms, drawn, short_prompts, with_own_answers
 from benchmarks.artifacts import trained_folder, training_metrics
 from demur.core.errors import DataError
 from demur.core.examples import Example
@@ -115,21 +114,6 @@ def hardest(examples: Sequence[Example], margins: Array) -> Array:
     return found
 
 
-def answered(arms: Arms, rows: Array) -> list[Example]:
-    """Return the prompts in some rows with the model's own answers, but for those it refuses."""
-    chats = [arms.chats[int(row)] for row in rows]
-    replies_drawn = arms.base_replies(rows)
-    outcomes = arms.labelling.label(chats, replies_drawn)
-    refused = (outcomes.outcome == "refused") | (outcomes.second == "refused")
-    return [
-        replace(arms.cases.examples[int(row)], safe_response=reply.text)
-        for row, reply, left_out in zip(
-            rows, replies_drawn, refused | outcomes.collapsed, strict=True
-        )
-        if reply.text.strip() and not left_out
-    ]
-
-
 def rows() -> list[Example]:
     """Return what is learnt: safe prompts with an answer, and unsafe ones."""
     others = tuple(unanswered(DemurData()))
@@ -139,7 +123,7 @@ def rows() -> list[Example]:
     safe = role[kept] == "look_alike"
     return [
         *with_reply(),
-        *answered(arms, kept[safe]),
+        *with_own_answers(arms, [others[int(row)] for row in kept[safe]]),
         *(others[int(row)] for row in kept[~safe]),
     ]
 

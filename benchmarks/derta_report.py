@@ -3,16 +3,15 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from demur.core.validation import rate_name, validated
+from benchmarks.words import rate_names
 
-LABELLER = "reply_classifier"
 """By which rates go."""
 
 
 def report(results: Mapping[str, Any]) -> str:
     """Return the whole report."""
     machine, model, late = results["machine"], results["model"], results["late"]
-    unsafe, safe = (rate_name(validated(LABELLER), asked) for asked in ("unsafe", "safe"))
+    unsafe, safe = rate_names()
     lines = [
         "# DeRTa",
         "",

@@ -3,10 +3,9 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from demur.core.validation import rate_name, validated
+from benchmarks.words import LABELLER, SECOND, rate_names
 
 Found = Mapping[str, Any]
-LABELLER = "reply_classifier"
 
 
 def report(found: Found) -> str:
@@ -15,6 +14,7 @@ def report(found: Found) -> str:
     settings = ", ".join(
         f"{name} {value}" for name, value in found["hyper_parameters"].items() if name != "text"
     )
+    unsafe, safe = rate_names()
     lines = [
         "# DRO: a soft prompt",
         "",
@@ -47,9 +47,8 @@ def report(found: Found) -> str:
         "",
         "## Replies",
         "",
-        f"Greedy. By `{LABELLER}`, beside it by `refusal_match`; complied is a "
-        f"{rate_name(validated(LABELLER), 'unsafe')} on unsafe prompts, refused a "
-        f"{rate_name(validated(LABELLER), 'safe')} on safe ones. Changes are paired, with 95% "
+        f"Greedy. By `{LABELLER}`, beside it by `{SECOND}`; complied is a "
+        f"{unsafe} on unsafe prompts, refused a {safe} on safe ones. Changes are paired, with 95% "
         "intervals.",
         "",
         *_table(

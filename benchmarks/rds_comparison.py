@@ -8,6 +8,7 @@ import numpy as np
 from benchmarks.arms import tell
 from benchmarks.rds_artifacts import METHOD
 from benchmarks.rds_report import Effect, Speed
+from benchmarks.words import LABELLERS
 from demur.core.outcomes import Answered
 from demur.core.readings import Array
 from demur.core.reads import Texts
@@ -27,7 +28,6 @@ from demur.studies._cases import Cases
 from demur.studies._outcomes import Labelling, Outcomes
 
 NUM_ROUNDS = 3
-LABELLERS = ("reply_classifier", "refusal_match")
 
 
 def any_detector() -> CalibratedDetector:

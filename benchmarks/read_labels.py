@@ -20,6 +20,7 @@ import numpy as np
 from benchmarks.arms import Arms, held_out_cases, tell
 from benchmarks.gate import gate_of
 from benchmarks.responders import RESULTS, parser_of, responder_lines
+from benchmarks.words import LABELLERS
 from demur.core import by_name
 from demur.core.errors import DataError
 from demur.core.readings import Array
@@ -31,7 +32,6 @@ from demur.studies._cases import Role
 NUM_READ: Mapping[Role, int] = {"unsafe": 50, "look_alike": 30, "ordinary": 20}
 """Replies of an arm that are read, by role."""
 WORDS = ("complied", "refused", "unclear")
-LABELLERS = ("reply_classifier", "refusal_match")
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.words import LABELLER, rate_names
 from demur.core.readings import Array
-from demur.core.validation import rate_name, validated
 from demur.metrics.group_bootstrap import GroupBootstrap
 from demur.studies._arms import paired_change
 from demur.studies._cases import Cases
@@ -25,7 +25,6 @@ LEAST_REMOVED = 0.5
 LEAST_OVER_RANDOM = 0.10
 """Points by which it has to be below random blocks of the same width."""
 NUM_DRAWS = 2000
-LABELLER = "reply_classifier"
 
 
 @dataclass(frozen=True)
@@ -135,7 +134,7 @@ def verdict(found: Mapping[str, Any]) -> str:
 def report(results: Mapping[str, Any]) -> str:
     """Return a measurement as a page."""
     machine = results["machine"]
-    words = [rate_name(validated(LABELLER), asked) for asked in ("unsafe", "safe")]
+    words = rate_names()
     lines = [
         f"# Safety layers: {results['model']['name']}, {results['model']['dtype']}",
         "",

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.arms import tell
+from benchmarks.words import LABELLERS
 from demur.core.examples import LOOK_ALIKE_KINDS, Example
 from demur.core.outcomes import Answered
 from demur.core.readings import Array
@@ -19,7 +20,7 @@ from demur.scorers.perplexity import Perplexity
 from demur.studies._answers import Answers
 from demur.studies._outcomes import Labelling
 
-LABELLING = Labelling(("reply_classifier", "refusal_match"))
+LABELLING = Labelling(LABELLERS)
 MAX_TOKENS = 24
 """Of a reply that is judged here."""
 NUM_LOOK_ALIKE, NUM_UNSAFE, NUM_ORDINARY = 80, 24, 24

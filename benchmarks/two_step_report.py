@@ -15,10 +15,8 @@ from benchmarks.two_step_claims import (
     ROUTED,
 )
 from benchmarks.two_step_utility import LEAST_LOSS, MARGIN, OVER_CHANCE
-from benchmarks.words import points
-from demur.core.validation import rate_name, validated
+from benchmarks.words import LABELLER, SECOND, points, rate_names
 
-LABELLER, SECOND = "reply_classifier", "refusal_match"
 """By which rates go, and what they are held against."""
 
 Found = Sequence[Any]
@@ -33,7 +31,7 @@ def report(results: Mapping[str, Any]) -> str:
         if results["fpr"] is None
         else f"a false-positive rate of {results['fpr']:g}"
     )
-    unsafe, safe = (rate_name(validated(LABELLER), asked) for asked in ("unsafe", "safe"))
+    unsafe, safe = rate_names()
     lines = [
         "# Two-step answering",
         "",

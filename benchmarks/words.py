@@ -3,6 +3,17 @@
 from collections.abc import Sequence
 from typing import Any
 
+from demur.core.validation import rate_name, validated
+
+LABELLERS = LABELLER, SECOND = "reply_classifier", "refusal_match"
+"""Say what became of a reply: rates go by the first, and the second stands beside it."""
+
+
+def rate_names() -> tuple[str, str]:
+    """Return what the first labeller's rates are called, on unsafe prompts and on safe ones."""
+    labeller = validated(LABELLER)
+    return rate_name(labeller, "unsafe"), rate_name(labeller, "safe")
+
 
 def points(found: Sequence[Any]) -> str:
     """Return a difference of shares and its interval in points of a hundred.

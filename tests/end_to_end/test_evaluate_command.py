@@ -14,6 +14,7 @@ from demur.core.reads import CaptureSpec
 from demur.core.types import Chat, Prompt
 from demur.modeling.fast_capture import FastCapture
 from demur.workflows.capture import Capturer
+from tests.collection import rows, write_collection
 from tests.model_folder import (
     MARKER,
     CommandLine,
@@ -26,7 +27,6 @@ from tests.model_folder import (
     save_model,
     write_lines,
 )
-from tests.unit.test_studies_sets import rows, write_collection
 
 QUICK = ("--draws", "20")
 INTERRUPTED = 130

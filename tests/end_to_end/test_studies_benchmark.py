@@ -8,8 +8,8 @@ import pytest
 from benchmarks import studies
 from benchmarks.rows import Selection
 from demur.datasets.demur_data import DemurData
+from tests.collection import rows, write_collection
 from tests.model_folder import Workplace
-from tests.unit.test_studies_sets import rows, write_collection
 
 
 @pytest.fixture

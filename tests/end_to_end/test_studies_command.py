@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.collection import rows, write_collection
 from tests.model_folder import CommandLine, Workplace, assert_one_line
-from tests.unit.test_studies_sets import rows, write_collection
 
 LIMITED = ("--limit", "24", "--seeds", "1")
 

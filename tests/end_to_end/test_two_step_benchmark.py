@@ -12,8 +12,8 @@ from benchmarks.two_step_claims import ALWAYS, BASE, ORACLE, ROUTED
 from benchmarks.two_step_rows import ATTACKS, LANGUAGES, PLAIN, SAFE
 from demur.datasets import replies
 from demur.studies import _arms
+from tests.collection import Fields, write_collection
 from tests.model_folder import MARKER, Workplace
-from tests.unit.test_studies_sets import Fields, write_collection
 
 NUM = 3
 

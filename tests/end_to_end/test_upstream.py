@@ -11,7 +11,7 @@ import pytest
 
 from tests.guards import REFUSAL, SAFE, UNSAFE
 from tests.servers import CHAT, Running
-from tests.unit.test_judged_chat import ASKS, CALLS, PICTURE, RESULT
+from tests.tool_chats import ASKS, CALLS, PICTURE, RESULT
 from tests.upstreams import (
     ENDPOINT,
     EVENTS,

@@ -14,7 +14,7 @@ from demur.guard.routes import FlaggedTo
 from demur.responders.fixed_reply import FixedReply
 from tests.guards import REFUSAL, SAFE, UNSAFE, acting, judge, marker_guard
 from tests.servers import CHAT
-from tests.unit.test_judged_chat import ASKS, CALLS, RESULT
+from tests.tool_chats import ASKS, CALLS, RESULT
 from tests.upstreams import (
     ENDPOINT,
     MARKER,

@@ -8,16 +8,7 @@ import pytest
 from demur.serving.errors import ApiError
 from demur.serving.judged_chat import judged_chat
 from demur.serving.upstream_request import MAX_DEPTH, UpstreamRequest
-
-CALL = {
-    "id": "call_1",
-    "type": "function",
-    "function": {"name": "look_up", "arguments": '{"place": "Bern"}'},
-}
-ASKS: dict[str, Any] = {"role": "user", "content": "How warm is it?"}
-CALLS: dict[str, Any] = {"role": "assistant", "content": None, "tool_calls": [CALL]}
-RESULT: dict[str, Any] = {"role": "tool", "tool_call_id": "call_1", "content": "It is 20 degrees."}
-PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+from tests.tool_chats import ASKS, CALLS, PICTURE, RESULT
 
 
 def turns(*messages: Any) -> list[tuple[str, str]]:

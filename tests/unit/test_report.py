@@ -19,7 +19,7 @@ from demur.workflows.layer_values import Level
 from demur.workflows.report import render, set_table, summary, worst, write_report
 from demur.workflows.report_charts import Spec
 from demur.workflows.suites import Suite
-from tests.unit.test_evaluate import (
+from tests.evaluations import (
     MODEL,
     SECRET,
     SUITE,

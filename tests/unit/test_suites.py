@@ -7,8 +7,8 @@ import pytest
 
 from demur.core.errors import ConfigError, DataError
 from demur.workflows.suites import EvaluationSet, Suite, load_suite
+from tests.collection import rows, write_collection
 from tests.model_folder import write_lines
-from tests.unit.test_studies_sets import rows, write_collection
 
 
 @pytest.fixture
