@@ -95,6 +95,7 @@ def _engine(settings: Settings) -> Engine:
         return TransformersEngine.load(
             settings.model, dtype=settings.dtype, max_batch=settings.limits.max_batch
         )
+    gib = settings.vllm.kv_cache_gib
     engine: Engine = registry.load("engines", settings.engine).load(
         settings.model,
         readouts=partial(readouts_of, settings.detectors),
@@ -103,6 +104,7 @@ def _engine(settings: Settings) -> Engine:
         max_batch=settings.limits.max_batch,
         max_tokens=settings.vllm.max_model_len,
         is_eager=settings.vllm.enforce_eager,
+        options={} if gib is None else {"kv_cache_memory_bytes": int(gib * 2**30)},
     )
     return engine
 

@@ -135,6 +135,8 @@ class VllmSettings(Part):
     """Tokens of prompt and reply together; none is the model's own context."""
     enforce_eager: bool = False
     """Compile nothing: it starts faster and runs slower."""
+    kv_cache_gib: Annotated[float | None, Field(gt=0, examples=[8.0])] = None
+    """Memory for keys and values, in GiB; none is vLLM's own share of a GPU, and 4 without one."""
     clients_may_observe: bool = False
     """Under vllm serve: a request's vllm_xargs may ask to be answered as if unguarded."""
     raw_prompts: Literal["score", "refuse"] = "score"

@@ -15,6 +15,10 @@ from demur.engines.vllm.worker import READOUTS
 from demur.modeling.gguf import cache_folder
 
 WORKERS = "demur.engines.vllm.{}_worker.Guarded{}Worker"
+CPU_CACHE_BYTES = 4 << 30
+"""Of keys and values without a GPU: by itself vLLM takes nearly all memory, or does not start."""
+CPU_CACHE = "VLLM_CPU_KVCACHE_SPACE"
+"""Sets the same in GiB."""
 FORCED_REPLY = "demur.engines.vllm.worker:ForcedReply"
 
 
@@ -27,13 +31,14 @@ def guarded(columns: Columns, room: Mapping[str, Any], options: Mapping[str, Any
     Args:
         columns: What the model is to compute; they are stored in demur's cache for the worker.
         room: For vectors: see `Steerings.room`.
-        options: Fields of vLLM's `EngineArgs`; those that guard win.
+        options: Fields of vLLM's `EngineArgs`; those that guard win. The cache has 4 GiB without a
+            GPU, unless something else is said.
     """
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the judge is called within a step
     found = guarding(columns, workers=WORKERS)
     if room:
         found["additional_config"] |= {ROOM: dict(room)}
-    return EngineArgs(**{**options, **found})
+    return EngineArgs(**{**_cache_room(), **options, **found})
 
 
 def guarding(columns: Columns, *, workers: str) -> dict[str, Any]:
@@ -48,6 +53,13 @@ def guarding(columns: Columns, *, workers: str) -> dict[str, Any]:
         "worker_cls": workers.format(kind, kind.capitalize()),
         "additional_config": {CONFIG_KEY: store(columns, cache_folder() / READOUTS)},
     }
+
+
+def _cache_room() -> dict[str, Any]:
+    """Return the fields of `EngineArgs` that say how much memory the cache gets."""
+    if torch.cuda.is_available() or CPU_CACHE in os.environ:
+        return {}
+    return {"kv_cache_memory_bytes": CPU_CACHE_BYTES}
 
 
 def forcing() -> dict[str, Any]:
