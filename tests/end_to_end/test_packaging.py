@@ -92,12 +92,16 @@ def test_the_wheel_holds_every_file_of_the_package(names: set[str]) -> None:
     assert {"demur/py.typed", "demur/datasets/starter.jsonl"} <= names
 
 
-def test_the_wheel_holds_a_detector_for_the_embedded_model(names: set[str]) -> None:
-    artifacts = {name.rsplit("/", 1)[0] for name in names if name.endswith("/demur.json")}
-    assert artifacts
-    for artifact in artifacts:
-        assert artifact.startswith("demur/pretrained/")
-        assert {f"{artifact}/model.safetensors", f"{artifact}/thresholds.json"} <= names
+def test_the_wheel_holds_detectors_and_an_adapter_for_the_embedded_model(names: set[str]) -> None:
+    found = {name.rpartition("/")[0] for name in names if name.endswith("/demur.json")}
+    adapters = {folder for folder in found if "/adapters/" in folder}
+    assert all(folder.startswith("demur/pretrained/") for folder in found)
+    for folders, needed in (
+        (found - adapters, {"model.safetensors", "thresholds.json"}),
+        (adapters, {"adapter_model.safetensors", "adapter_config.json"}),
+    ):
+        assert folders
+        assert {f"{folder}/{name}" for folder in folders for name in needed} <= names
 
 
 def test_the_wheel_holds_nothing_but_the_package(names: set[str]) -> None:
