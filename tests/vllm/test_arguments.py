@@ -28,6 +28,7 @@ def test_without_a_gpu_the_cache_takes_a_part_of_memory_unless_something_else_is
     monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
     assert cache_bytes() == 4 << 30
     assert cache_bytes(kv_cache_memory_bytes=5) == 5
+    assert cache_bytes(gpu_memory_utilization=0.5) is None
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
     assert cache_bytes() is None
 

@@ -38,7 +38,7 @@ def guarded(columns: Columns, room: Mapping[str, Any], options: Mapping[str, Any
     found = guarding(columns, workers=WORKERS)
     if room:
         found["additional_config"] |= {ROOM: dict(room)}
-    return EngineArgs(**{**_cache_room(), **options, **found})
+    return EngineArgs(**{**_cache_room(options), **options, **found})
 
 
 def guarding(columns: Columns, *, workers: str) -> dict[str, Any]:
@@ -55,9 +55,10 @@ def guarding(columns: Columns, *, workers: str) -> dict[str, Any]:
     }
 
 
-def _cache_room() -> dict[str, Any]:
+def _cache_room(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of `EngineArgs` that say how much memory the cache gets."""
-    if torch.cuda.is_available() or CPU_CACHE in os.environ:
+    is_said = CPU_CACHE in os.environ or "gpu_memory_utilization" in options
+    if is_said or torch.cuda.is_available():
         return {}
     return {"kv_cache_memory_bytes": CPU_CACHE_BYTES}
 
