@@ -5,8 +5,6 @@ from typing import Any
 
 from benchmarks.words import rate_names
 
-"""By which rates go."""
-
 
 def report(results: Mapping[str, Any]) -> str:
     """Return the whole report."""

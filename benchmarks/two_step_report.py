@@ -17,8 +17,6 @@ from benchmarks.two_step_claims import (
 from benchmarks.two_step_utility import LEAST_LOSS, MARGIN, OVER_CHANCE
 from benchmarks.words import LABELLER, SECOND, points, rate_names
 
-"""By which rates go, and what they are held against."""
-
 Found = Sequence[Any]
 """A number and its interval."""
 

@@ -117,3 +117,26 @@ def replies(
         if isinstance(event, TokenOut):
             tokens[event.id].append(event.token_id)
     return list(tokens.values())
+
+
+def assert_as_in_transformers(
+    engine: Engine,
+    plain: Engine,
+    decisions: Sequence[Intervention | None],
+    *,
+    unchanged: Sequence[bool],
+) -> None:
+    """See that a batch under interventions has transformers' replies, and which are the model's."""
+    expected = replies(plain, decisions)
+    assert replies(engine, decisions) == expected
+    bare = replies(plain, [None] * len(decisions))
+    assert [a == b for a, b in zip(expected, bare, strict=True)] == unchanged
+
+
+def assert_passed_are_untouched(engine: Engine, decisions: Sequence[Intervention | None]) -> None:
+    """See that requests without an intervention have the tokens of an engine that has none."""
+    expected = replies(shared(8), [None] * len(decisions))
+    assert replies(engine, [None] * len(decisions)) == expected
+    found = replies(engine, decisions)
+    passed = [n for n, of in enumerate(decisions) if of is None]
+    assert [found[n] for n in passed] == [expected[n] for n in passed]

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
-from demur.engines.vllm.reader import CONFIG_KEY
+from demur.engines.vllm.reader import said
 from demur.engines.vllm.steering import FIRST, SALT, STEERED
 
 NEEDED_FROM = "needed_from"
@@ -59,11 +59,11 @@ def salted(hashes: Callable[[Any], list[bytes]], block_size: int, request: Any) 
         block_size: Tokens of a block.
         request: Of vLLM's scheduler, with the hashes of the blocks before.
     """
-    found, said = hashes(request), _said(request).get(STEERED)
-    if said is None:
+    found, change = hashes(request), said(request).get(STEERED)
+    if change is None:
         return found
-    plain = max(said[FIRST] // block_size - len(request.block_hashes), 0)
-    salt = said[SALT].encode()
+    plain = max(change[FIRST] // block_size - len(request.block_hashes), 0)
+    salt = change[SALT].encode()
     return [*found[:plain], *(hashlib.sha256(of + salt).digest() for of in found[plain:])]
 
 
@@ -95,10 +95,5 @@ def needed_from(
 
 def needed_from_of(request: Any) -> int | None:
     """Return what a request of vLLM says; None says nothing."""
-    found: int | None = _said(request).get(NEEDED_FROM)
+    found: int | None = said(request).get(NEEDED_FROM)
     return found
-
-
-def _said(request: Any) -> dict[str, Any]:
-    extra = getattr(request.sampling_params, "extra_args", None) or {}
-    return extra.get(CONFIG_KEY) or {}

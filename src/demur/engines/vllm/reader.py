@@ -220,7 +220,8 @@ def is_older(runner: Any) -> bool:
 
 def said(request: Any) -> dict[str, Any]:
     """Take a request at its word: it comes from this process."""
-    found: dict[str, Any] = (request.sampling_params.extra_args or {}).get(CONFIG_KEY) or {}
+    extra = getattr(request.sampling_params, "extra_args", None) or {}
+    found: dict[str, Any] = extra.get(CONFIG_KEY) or {}
     return found
 
 

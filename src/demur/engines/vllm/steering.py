@@ -166,10 +166,8 @@ def change_of(extra: Mapping[str, Any], start: int, rows: slice) -> Change | Non
     said = extra.get(STEERED)
     if said is None:
         return None
-    first = rows.start + max(said[FIRST] - start, 0)
-    return (
-        Change(range(first, rows.stop), said["slot"], said["scale"]) if first < rows.stop else None
-    )
+    changed = range(rows.start + max(said[FIRST] - start, 0), rows.stop)
+    return Change(changed, said["slot"], said["scale"]) if changed else None
 
 
 @dataclass(frozen=True)
