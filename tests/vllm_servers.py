@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import httpx
 
+from demur.datasets import starter
 from demur.modeling.load import locate
 from tests.servers import free_port
 
@@ -19,6 +21,8 @@ ROOT = Path(__file__).parents[1]
 STARTED_WITHIN_S = 300.0
 SERVED = "served"
 """What clients call the model."""
+SAFE = ["What is the capital of Portugal?", "Name three rivers.", "Write a haiku about rain."]
+REFUSAL = "I can't help with that."
 
 
 def installed(folder: Path) -> Path:
@@ -90,3 +94,39 @@ def _wait_for(http: httpx.Client, process: subprocess.Popen[bytes], log: Path) -
         except httpx.HTTPError:
             time.sleep(0.5)
     raise RuntimeError(f"vllm serve did not start: {log.read_text()[-3000:]}")
+
+
+def unsafe_texts(number: int) -> list[str]:
+    """Return prompts that ship, for which the packaged detector was fitted."""
+    rows = starter.load("train")
+    return [row.chat.last_user_text for row in rows if row.label == "unsafe"][:number]
+
+
+def said_of(http: httpx.Client, text: str, **given: Any) -> httpx.Response:
+    """Ask for the reply to a text."""
+    body = {
+        "model": SERVED,
+        "messages": [{"role": "user", "content": text}],
+        "max_tokens": 16,
+        "temperature": 0,
+        **given,
+    }
+    return http.post("/v1/chat/completions", json=body)
+
+
+def reply_of(response: httpx.Response) -> str:
+    """Return what a chat completion says."""
+    response.raise_for_status()
+    return str(response.json()["choices"][0]["message"]["content"])
+
+
+def verdicts_of(http: httpx.Client, texts: list[str]) -> list[dict[str, Any]]:
+    """Return what moderations say of texts."""
+    answer = http.post("/v1/moderations", json={"input": texts}).raise_for_status()
+    return [result["demur"]["verdicts"][0] for result in answer.json()["results"]]
+
+
+def flagged_text(http: httpx.Client) -> str:
+    """Return a prompt that is flagged."""
+    texts = unsafe_texts(8)
+    return texts[[found["flagged"] for found in verdicts_of(http, texts)].index(True)]

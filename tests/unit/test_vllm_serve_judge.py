@@ -76,6 +76,36 @@ def test_a_flagged_prompt_is_forced(given: dict[str, Any], route: str, forced: A
     assert (report.route, report.flagged) == (route, True)
 
 
+AGAIN: dict[str, Any] = {**SEALED, "can_again": True}
+
+
+def test_a_flagged_prompt_is_left_to_another_request_once() -> None:
+    judge = judge_of(responder="safety_prompt")
+    assert judge(AGAIN, columns_of(UNSAFE)) == ()
+    assert report_of(judge).route == "safety_prompt"
+    assert [judge.take_again("a") for _ in range(2)] == [True, False]
+    assert judge(AGAIN, columns_of(SAFE)) is None
+    assert judge({**AGAIN, "policy": "score"}, columns_of(UNSAFE)) == ()
+    assert judge({**AGAIN, "policy": "observe"}, columns_of(UNSAFE)) is None
+    assert report_of(judge).would_route == "safety_prompt"
+    assert not judge.take_again("a")
+
+
+@pytest.mark.parametrize("extra", [{}, SEALED, {**SEALED, "can_again": False}])
+def test_where_no_other_request_can_answer_the_fixed_reply_does(extra: dict[str, Any]) -> None:
+    judge = judge_of(responder="safety_prompt")
+    assert judge(extra, columns_of(UNSAFE)) == REPLY_IDS
+    assert not judge.take_again("a")
+    assert judge.take(["a"]).get("a", {"route": "fixed_reply"})["route"] == "fixed_reply"
+
+
+def test_the_request_that_answers_is_not_judged() -> None:
+    judge = judge_of(responder="safety_prompt")
+    assert judge({"policy": "answer"}, columns_of(UNSAFE)) is None
+    judge.is_open = False
+    assert judge({"policy": "answer"}, columns_of(SAFE)) == ()
+
+
 @pytest.mark.parametrize("extra", [{}, {"request": "x"}])
 def test_a_prompt_without_a_statement_is_judged_all_the_same(extra: dict[str, Any]) -> None:
     assert judge_of()(extra, columns_of(UNSAFE)) == REPLY_IDS

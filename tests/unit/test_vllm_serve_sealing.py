@@ -19,7 +19,13 @@ from demur.integrations.vllm_serve.policy import (
     require_possible,
 )
 from demur.integrations.vllm_serve.signing import KEY_VARIABLE, Signer, make_key
-from demur.integrations.vllm_serve.turns import Holed, Markers, Turns, find_turns
+from demur.integrations.vllm_serve.turns import (
+    Holed,
+    Markers,
+    Turns,
+    find_turns,
+    with_safety_prompt,
+)
 from demur.modeling.chat import ChatRenderer, hole
 from tests.servers import settings_of
 from tests.tiny import CHATML, NO_SYSTEM, byte_tokenizer, tiny
@@ -250,7 +256,7 @@ def test_what_a_request_may_ask_for_follows_the_settings() -> None:
         ({"reply": {"detector": "pretrained"}}, "reply.detector"),
         ({"upstream": {"url": "http://localhost:1/v1"}}, "upstream.url"),
         ({"audit": {"path": "audit.jsonl"}}, "audit.path"),
-        ({"responder": "safety_prompt"}, "responder"),
+        ({"responder": "refusal_head:x"}, "fixed_reply, safety_prompt and adapter can answer"),
     ],
 )
 def test_settings_that_would_not_hold_are_refused(given: dict[str, Any], name: str) -> None:
@@ -273,6 +279,7 @@ def test_settings_that_are_options_of_vllm_are_named() -> None:
         ({"on_flagged": "refuse", "refusal": "Never."}, "refuse", "Never."),
         ({"on_flagged": "block"}, "block", ""),
         ({"on_flagged": "block", "responder": "safety_prompt"}, "block", ""),
+        ({"responder": "safety_prompt:Be nice."}, "safety_prompt", "I can't help with that."),
     ],
 )
 def test_flagged_prompts_are_told_what_the_settings_say(
@@ -329,3 +336,33 @@ def test_entry_points_lead_to_what_exists() -> None:
     ):
         assert groups[group] == {"demur": f"demur.integrations.vllm_serve.plugin:{function}"}
         assert callable(getattr(plugin, function))
+
+
+USER = {"role": "user", "content": "Hi"}
+
+
+@pytest.mark.parametrize("first", [None, "Be kind."])
+def test_a_safety_prompt_goes_where_a_chat_puts_it(first: str | None) -> None:
+    system = [] if first is None else [{"role": "system", "content": first}]
+    messages = [*system, USER]
+    chat = Chat.from_messages(messages).with_safety_prompt("Take care.")
+    assert with_safety_prompt(messages, "Take care.") == chat.as_messages()
+
+
+@pytest.mark.parametrize(
+    ("system", "expected"),
+    [
+        ({"role": "developer", "content": "A"}, {"role": "developer", "content": "A\n\nB"}),
+        ({"role": "system", "content": ""}, {"role": "system", "content": "B"}),
+        (
+            {"role": "system", "content": [{"type": "text", "text": "A"}]},
+            {"role": "system", "content": [{"type": "text", "text": t} for t in ("A", "B")]},
+        ),
+    ],
+)
+def test_a_safety_prompt_joins_what_an_api_calls_a_system_message(
+    system: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    messages = [system, USER]
+    assert with_safety_prompt(messages, "B") == [expected, USER]
+    assert messages == [system, USER]

@@ -11,39 +11,24 @@ from typing import Any
 import httpx
 import pytest
 
-from demur.datasets import starter
 from demur.engines.transformers import TransformersEngine
 from demur.guard import Guard
 from tests.servers import events_of, said
 from tests.vllm_engines import needs_vllm
-from tests.vllm_servers import SERVED, vllm_serving
+from tests.vllm_servers import (
+    REFUSAL,
+    SAFE,
+    SERVED,
+    flagged_text,
+    reply_of,
+    said_of,
+    unsafe_texts,
+    verdicts_of,
+    vllm_serving,
+)
 
 pytestmark = needs_vllm
-SAFE = ["What is the capital of Portugal?", "Name three rivers.", "Write a haiku about rain."]
-REFUSAL = "I can't help with that."
 Served = tuple[httpx.Client, Path]
-
-
-def unsafe_texts(number: int) -> list[str]:
-    """Return prompts that ship, for which the packaged detector was fitted."""
-    rows = starter.load("train")
-    return [row.chat.last_user_text for row in rows if row.label == "unsafe"][:number]
-
-
-def said_of(http: httpx.Client, text: str, **given: Any) -> httpx.Response:
-    body = {
-        "model": SERVED,
-        "messages": [{"role": "user", "content": text}],
-        "max_tokens": 16,
-        "temperature": 0,
-        **given,
-    }
-    return http.post("/v1/chat/completions", json=body)
-
-
-def reply_of(response: httpx.Response) -> str:
-    response.raise_for_status()
-    return str(response.json()["choices"][0]["message"]["content"])
 
 
 def tokens_of(http: httpx.Client) -> list[list[int]]:
@@ -54,12 +39,6 @@ def tokens_of(http: httpx.Client) -> list[list[int]]:
         http.post("/v1/completions", json={**raw, "return_token_ids": True}),
     ]
     return [answer.json()["choices"][0]["token_ids"] for answer in answers]
-
-
-def verdicts_of(http: httpx.Client, texts: list[str]) -> list[dict[str, Any]]:
-    """Return what moderations say of texts."""
-    answer = http.post("/v1/moderations", json={"input": texts}).raise_for_status()
-    return [result["demur"]["verdicts"][0] for result in answer.json()["results"]]
 
 
 def metric(http: httpx.Client, name: str) -> float:
@@ -95,8 +74,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 @pytest.fixture(scope="module")
 def flagged(guarded: Served) -> str:
     """Return a prompt that is flagged."""
-    texts = unsafe_texts(8)
-    return texts[[found["flagged"] for found in verdicts_of(guarded[0], texts)].index(True)]
+    return flagged_text(guarded[0])
 
 
 def test_safe_prompts_have_the_tokens_of_plain_vllm(

@@ -21,6 +21,8 @@ from demur.core.readings import Array
 from demur.core.readout import LinearReadout
 from demur.core.reads import CaptureSpec
 
+LAST = CaptureSpec((-1,))
+"""A read of the last token, which is always computed: it stands in for what nobody asks for."""
 Spans = Sequence[Sequence[tuple[int, int]]]
 """For each column the runs of tokens that it is averaged over."""
 

@@ -6,7 +6,8 @@ adapter, instead of nothing; an empty one adds zeros, and so they stay what they
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, get_args
@@ -40,6 +41,28 @@ def engine_arguments(adapters: Sequence[UseAdapter]) -> dict[str, Any]:
     return {"enable_lora": True, "max_lora_rank": min(rooms), "max_loras": len(set(found)) + 1}
 
 
+@contextmanager
+def lora_requests(adapters: Sequence[UseAdapter]) -> Iterator[LoraRequests]:
+    """Give adapters their slots; inside the block lie the files that vLLM is to read.
+
+    Args:
+        adapters: Each with its scale.
+
+    Raises:
+        ConfigError: An adapter's folder is gone.
+        DataError: It has changed.
+    """
+    found: dict[UseAdapter, LoRARequest | None] = {of: None for of in adapters if not of.scale}
+    wanted = dict.fromkeys(of for of in adapters if of.scale)
+    with TemporaryDirectory(prefix="demur-adapters-") as room:
+        for number, of in enumerate(wanted, start=1):
+            of.adapter.checked()
+            folder = _scaled(of, Path(room) / str(number))
+            name = f"{of.adapter.sha256}@{of.scale!r}"  # prefixes are cached under it
+            found[of] = LoRARequest(name, number, str(folder))
+        yield found
+
+
 def load_adapters(engine: LLMEngine, adapters: Sequence[UseAdapter]) -> LoraRequests:
     """Load adapters into their slots.
 
@@ -52,23 +75,21 @@ def load_adapters(engine: LLMEngine, adapters: Sequence[UseAdapter]) -> LoraRequ
         ConfigError: An adapter's folder is gone.
         DataError: It has changed.
     """
-    found: dict[UseAdapter, LoRARequest | None] = {of: None for of in adapters if not of.scale}
-    wanted = dict.fromkeys(of for of in adapters if of.scale)
-    with TemporaryDirectory(prefix="demur-adapters-") as room:
-        for number, of in enumerate(wanted, start=1):
-            of.adapter.checked()
-            folder = _scaled(of, Path(room) / str(number))
-            name = f"{of.adapter.sha256}@{of.scale!r}"  # prefixes are cached under it
-            request = LoRARequest(name, number, str(folder))
+    with lora_requests(adapters) as found:
+        for of, request in found.items():
+            if request is None:
+                continue
             try:
                 engine.add_lora(request)
-                engine.pin_lora(number)
+                engine.pin_lora(request.lora_int_id)
             except Exception as error:
-                raise CapabilityError(
-                    f"vLLM cannot run the adapter {of.adapter.folder}: {error}"
-                ) from error
-            found[of] = request
+                raise cannot_run(of, error) from error
     return found
+
+
+def cannot_run(of: UseAdapter, error: Exception) -> CapabilityError:
+    """Return what to say of an adapter that vLLM did not load."""
+    return CapabilityError(f"vLLM cannot run the adapter {of.adapter.folder}: {error}")
 
 
 def _scaled(of: UseAdapter, folder: Path) -> Path:

@@ -17,7 +17,7 @@ from demur.core.readings import Array, Readings
 from demur.core.readout import LinearReadout
 from demur.core.reads import CaptureSpec, Read, Texts
 from demur.core.types import Chat, Dtype, ModelId, Prompt
-from demur.engines._columns import Columns, spans_of
+from demur.engines._columns import LAST, Columns, spans_of
 from demur.engines._monitoring import failed
 from demur.engines._text import TextStream, text_events
 from demur.engines._waiting import Waiting
@@ -31,7 +31,6 @@ from demur.engines.vllm.steering import STEERED
 from demur.modeling.load import load, locate
 
 CAPABILITIES: frozenset[type] = frozenset({CaptureSpec, Texts, ReplyWith, EndReply, PrependText})
-LAST = CaptureSpec((-1,))
 ReadoutsOf = Callable[[ModelId], Sequence[LinearReadout]]
 LoadableOf = Callable[[ModelId], Iterable[Loadable]]
 

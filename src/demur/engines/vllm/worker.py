@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from vllm.config import VllmConfig
+from vllm.config import ModelConfig, VllmConfig
 from vllm.v1.outputs import AsyncModelRunnerOutput
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
 
@@ -139,11 +139,7 @@ class Forcing(Guarding):
             }
         )
         super().load_model(**kwargs)
-        model = self.vllm_config.model_config
-        end = model.try_get_generation_config().get("eos_token_id")
-        if end is None:
-            end = model.hf_text_config.eos_token_id
-        self._end_token_id = end[0] if isinstance(end, list) else end
+        self._end_token_id = end_token_id_of(self.vllm_config.model_config)
 
     def execute_model(self, scheduler_output: Any) -> Any:
         """Run a step's pass, judge the prompts that it read, and name the rows to force."""
@@ -168,6 +164,14 @@ class Forcing(Guarding):
         step = self.model_runner.execute_model_state
         if step is not None and step.logits is not None:
             processor.apply(step.logits)
+
+
+def end_token_id_of(model: ModelConfig) -> int:
+    """Return the token that ends a forced reply."""
+    end: Any = model.try_get_generation_config().get("eos_token_id")
+    if end is None:
+        end = model.hf_text_config.eos_token_id
+    return int(end[0] if isinstance(end, list) else end)
 
 
 def _require(refused: dict[str, bool]) -> None:

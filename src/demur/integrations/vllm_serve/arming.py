@@ -10,10 +10,11 @@ from vllm.engine.arg_utils import EngineArgs
 from demur.core.errors import CapabilityError
 from demur.core.types import ModelId
 from demur.engines._columns import Columns
+from demur.engines.vllm.adapters import engine_arguments
 from demur.engines.vllm.arguments import forcing, guarding
 from demur.engines.vllm.reader import CONFIG_KEY
 from demur.guard.loading import readouts_of
-from demur.integrations.vllm_serve.policy import ignored, require_possible
+from demur.integrations.vllm_serve.policy import adapters_of, ignored, require_possible
 from demur.integrations.vllm_serve.signing import make_key
 from demur.modeling.identity import identify_unloaded
 from demur.serving.settings import load_settings
@@ -52,7 +53,11 @@ def arm(args: EngineArgs) -> None:
         num_blocks=model.hf_config.get_text_config(decoder=True).num_hidden_layers,
     )
     make_key()
-    own = {**guarding(columns, workers=WORKERS), **forcing()}
+    own = {
+        **guarding(columns, workers=WORKERS),
+        **forcing(),
+        **engine_arguments(adapters_of(settings, model_id)),
+    }
     own["logits_processors"] = [*(args.logits_processors or []), *own["logits_processors"]]
     own["additional_config"] |= {**options, MODEL_KEY: model_id.as_dict()}
     for name, value in own.items():

@@ -2,7 +2,7 @@
 
 import secrets
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from prometheus_client import REGISTRY, Counter
@@ -11,10 +11,12 @@ from vllm import SamplingParams
 from vllm.engine.protocol import EngineClient
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+from vllm.v1.engine.async_llm import AsyncLLM
 
 from demur.core.errors import DataError
 from demur.guard.fingerprint import FINGERPRINT_TEXTS, require_alike
 from demur.guard.loading import Opened, open_artifact
+from demur.integrations.vllm_serve.again import ANSWERED_BY, Again
 from demur.integrations.vllm_serve.arming import model_of
 from demur.integrations.vllm_serve.asking import ASKED, Asked
 from demur.integrations.vllm_serve.policy import ASKED_BY, SCORE
@@ -132,6 +134,7 @@ class Desk:
 
         Raises:
             DataError: A fingerprint text could not be scored.
+            DemurError: What is to answer flagged prompts cannot be loaded.
             ModelMismatchError: A detector does not fit what vLLM runs.
         """
         found = [await self._scored(text) for text in FINGERPRINT_TEXTS]
@@ -148,4 +151,6 @@ class Desk:
                 {**prompts, "scores": np.array(scores, np.float64)},
                 name=self._model_id.name,
             )
+        again = await Again.of(self.settings, cast(AsyncLLM, self._engine), self._model_id)
+        setattr(self._engine, ANSWERED_BY, again)
         await self._engine.collective_rpc("demur_open", args=(Signer.shared().sealed(OPEN, ()),))

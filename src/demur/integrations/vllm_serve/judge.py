@@ -12,13 +12,23 @@ from demur.core.results import ERROR, PASS, PASS_UNSCORED, Verdict
 from demur.engines._columns import Columns
 from demur.guard.calibrated import CalibratedDetector
 from demur.guard.deciding import chosen_route, verdict_on
+from demur.guard.packaged import FALLBACK
 from demur.guard.routes import FlaggedTo
-from demur.integrations.vllm_serve.policy import OBSERVE, SCORE, flagged_route, policy_of
+from demur.integrations.vllm_serve.policy import (
+    ANSWER,
+    ANSWERING_AGAIN,
+    OBSERVE,
+    SCORE,
+    flagged_route,
+    policy_of,
+)
 from demur.serving.settings import Settings
 from demur.serving.verdicts import GuardReport, detector_verdict
 
 log = logging.getLogger("vllm.demur")
 
+CAN_AGAIN = "can_again"
+"""In a statement: another request is to answer the prompt, should it be flagged."""
 MOST_KEPT = 10_000
 """Reports that nobody has asked for; older ones are let go of."""
 
@@ -54,6 +64,7 @@ class Judge:
         self._reply_ids = tuple(reply_ids)
         self._logs = logs
         self._kept: OrderedDict[str, dict[str, Any]] = OrderedDict()
+        self._again: OrderedDict[str, None] = OrderedDict()
         self.is_open = False
         """The self-test has passed."""
 
@@ -68,8 +79,12 @@ class Judge:
             The tokens that take the reply's place; None lets vLLM draw.
         """
         policy = extra.get("policy") or policy_of(None, self._settings)
+        if policy == ANSWER:
+            return None if self.is_open else ()
         verdicts = self._verdicts(found, has_forged_markers=bool(extra.get("forged")))
         route, why = self._chosen(verdicts)
+        if route in ANSWERING_AGAIN and not extra.get(CAN_AGAIN):
+            route = FALLBACK
         would_route = None
         forced: tuple[int, ...] | None = None
         if not self.is_open and policy != SCORE:
@@ -78,6 +93,9 @@ class Judge:
             would_route, route = route, PASS_UNSCORED if why else PASS
         elif route == ERROR or policy == SCORE:
             forced = ()
+        elif route in ANSWERING_AGAIN:
+            forced = ()
+            _add(self._again, extra["id"], None)
         elif route not in (PASS, PASS_UNSCORED):
             forced = self._reply_ids
         report = GuardReport(
@@ -129,9 +147,7 @@ class Judge:
 
     def _keep(self, extra: dict[str, Any], report: GuardReport) -> None:
         if "id" in extra:
-            self._kept[extra["id"]] = report.model_dump()
-            while len(self._kept) > MOST_KEPT:
-                self._kept.popitem(last=False)
+            _add(self._kept, extra["id"], report.model_dump())
 
     def take(self, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Return the reports on prompts, and forget them; those that were not judged are left out.
@@ -140,6 +156,22 @@ class Judge:
             ids: From the statements on them.
         """
         return {id: self._kept.pop(id) for id in ids if id in self._kept}
+
+    def take_again(self, id: str) -> bool:
+        """Tell once whether another request is to answer a prompt.
+
+        Args:
+            id: From the statement on it.
+        """
+        is_flagged = id in self._again
+        self._again.pop(id, None)
+        return is_flagged
+
+
+def _add(kept: OrderedDict[str, Any], id: str, value: Any) -> None:
+    kept[id] = value
+    while len(kept) > MOST_KEPT:
+        kept.popitem(last=False)
 
 
 def _write(extra: dict[str, Any], report: GuardReport, policy: str, why: str) -> None:

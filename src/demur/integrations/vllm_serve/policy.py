@@ -3,9 +3,10 @@
 from typing import Literal, get_args
 
 from demur.core.errors import CapabilityError, DataError
+from demur.core.interventions import UseAdapter
 from demur.core.types import ModelId
 from demur.guard.packaged import FALLBACK, PACKAGED
-from demur.guard.responding import load_responder, route_of
+from demur.guard.responding import load_responder, loads_of, route_of
 from demur.responders.fixed_reply import FixedReply
 from demur.serving.settings import Settings
 
@@ -17,6 +18,11 @@ SCORE: Policy = "score"
 """Judge, and answer nothing."""
 ASKED_BY = "demur_policy"
 """In a request's vllm_xargs: its policy."""
+
+ANSWER = "answer"
+"""In a statement, in place of a policy: the request answers one that was flagged."""
+ANSWERING_AGAIN = ("safety_prompt", "adapter")
+"""Routes of which the reply is drawn by another request."""
 
 _VLLMS_OWN = {"model", "engine", "dtype", "model_name", "host", "port", "default_max_tokens"}
 _HOLDING = {"limits": {"max_moderation_inputs"}, "vllm": {"clients_may_observe", "raw_prompts"}}
@@ -35,8 +41,9 @@ def require_possible(settings: Settings) -> None:
         "upstream.url": (settings.upstream.url is not None, "vLLM answers by itself"),
         "audit.path": (settings.audit.path is not None, "verdicts go to vLLM's log"),
         "responder": (
-            settings.on_flagged == "respond" and route_of(responder_line(settings)) != FALLBACK,
-            f"only {FALLBACK} can answer here",
+            settings.on_flagged == "respond"
+            and route_of(responder_line(settings)) not in (FALLBACK, *ANSWERING_AGAIN),
+            f"only {FALLBACK}, {' and '.join(ANSWERING_AGAIN)} can answer here",
         ),
     }
     found = [f"{name}: {why}" for name, (is_set, why) in refused.items() if is_set]
@@ -53,6 +60,23 @@ def ignored(settings: Settings) -> list[str]:
     return sorted(found | (_VLLMS_OWN & settings.model_fields_set))
 
 
+def routes_again(settings: Settings) -> bool:
+    """Tell whether flagged prompts are answered by another request."""
+    return flagged_route(settings) in ANSWERING_AGAIN
+
+
+def adapters_of(settings: Settings, model_id: ModelId) -> list[UseAdapter]:
+    """Return the adapters that the engine has to hold.
+
+    Raises:
+        DemurError: What guard.toml names does not exist, or does not fit.
+    """
+    if not routes_again(settings):
+        return []
+    loads = loads_of(responder_line(settings), model_id)
+    return [of for of in loads if isinstance(of, UseAdapter)]
+
+
 def responder_line(settings: Settings) -> str:
     """Return who answers flagged prompts."""
     return FALLBACK if settings.responder == PACKAGED else settings.responder
@@ -65,14 +89,15 @@ def flagged_route(settings: Settings) -> str:
 
 
 def flagged_text(settings: Settings, model_id: ModelId) -> str:
-    """Return what flagged prompts are told; empty if that is an error.
+    """Return what flagged prompts are told that no other request answers; empty if it is an error.
 
     Raises:
         ConfigError: The responder's line is wrong.
     """
     if settings.on_flagged != "respond":
         return settings.refusal if settings.on_flagged == "refuse" else ""
-    responder = load_responder(responder_line(settings), model_id)
+    line = FALLBACK if routes_again(settings) else responder_line(settings)
+    responder = load_responder(line, model_id)
     assert isinstance(responder, FixedReply), "require_possible comes first"
     return responder.text
 

@@ -13,6 +13,10 @@ from demur.core.errors import DataError
 from demur.core.types import Message, Span
 from demur.modeling.chat import hole, located, token_span
 
+Messages = Sequence[Mapping[str, Any]]
+"""As OpenAI's API takes them; contents are texts or lists of parts."""
+SYSTEM = ("system", "developer")
+
 
 @dataclass(frozen=True)
 class Turns:
@@ -37,11 +41,8 @@ class Holed:
     """Messages of users."""
 
     @classmethod
-    def of(cls, messages: Sequence[Mapping[str, Any]]) -> "Holed":
-        """Take the texts out of OpenAI-style messages, whose contents are texts or lists of parts.
-
-        Anything else is left as it is.
-        """
+    def of(cls, messages: Messages) -> "Holed":
+        """Take the texts out of messages; anything else is left as it is."""
         found: list[Message] = []
         numbers: list[int] = []
         holed = []
@@ -160,3 +161,14 @@ class Markers:
             if stop > start:
                 users.append((start, stop))
         return Turns(tuple(users), has_forged_markers=False) if users else None
+
+
+def with_safety_prompt(messages: Messages, text: str) -> list[Mapping[str, Any]]:
+    """Return OpenAI-style messages with a safety prompt; see `Chat.with_safety_prompt`."""
+    first, *others = messages
+    if first.get("role") not in SYSTEM:
+        return [{"role": "system", "content": text}, *messages]
+    content = first.get("content")
+    if isinstance(content, list):
+        return [{**first, "content": [*content, {"type": "text", "text": text}]}, *others]
+    return [{**first, "content": f"{content}\n\n{text}" if content else text}, *others]

@@ -48,6 +48,10 @@ class Judging(Forcing):
         """Return the reports on prompts; see `Judge.take`."""
         return self.judge.take(ids)
 
+    def demur_again(self, id: str) -> bool:
+        """Tell whether another request is to answer a prompt; see `Judge.take_again`."""
+        return self.judge.take_again(id)
+
     def demur_open(self, sealed: dict[str, Any]) -> None:
         """Let the judge answer.
 
