@@ -1,11 +1,13 @@
 """Plain `vllm serve` in a process of its own, with demur's entry points as they are installed."""
 
+import json
 import os
+import re
 import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,6 +25,14 @@ SERVED = "served"
 """What clients call the model."""
 SAFE = ["What is the capital of Portugal?", "Name three rivers.", "Write a haiku about rain."]
 REFUSAL = "I can't help with that."
+OTHER_APIS: dict[str, Callable[[str], dict[str, Any]]] = {
+    "/v1/responses": lambda text: {"input": text, "max_output_tokens": 16},
+    "/v1/messages": lambda text: {
+        "messages": [{"role": "user", "content": text}],
+        "max_tokens": 16,
+    },
+}
+"""Endpoints beside chat completions, and how a text is put to each."""
 
 
 def installed(folder: Path) -> Path:
@@ -130,3 +140,14 @@ def flagged_text(http: httpx.Client) -> str:
     """Return a prompt that is flagged."""
     texts = unsafe_texts(8)
     return texts[[found["flagged"] for found in verdicts_of(http, texts)].index(True)]
+
+
+def asked_elsewhere(
+    http: httpx.Client, path: str, text: str, *, stream: bool
+) -> tuple[httpx.Response, list[str]]:
+    """Ask one of OTHER_APIS; return the answer and its texts, the joined pieces first."""
+    body = {"model": SERVED, "stream": stream, "temperature": 0, **OTHER_APIS[path](text)}
+    answer = http.post(path, json=body)
+    found = re.findall(r'"(?:text|delta)": ?("(?:[^"\\]|\\.)*")', answer.text)
+    texts = [json.loads(of) for of in found]
+    return answer, ["".join(texts), *texts]

@@ -216,7 +216,19 @@ def test_a_rate_with_too_few_groups_is_refused_before_a_model_is_loaded(
     outcome = demur("fit", "--data", workplace.labelled_path, *options)
     assert outcome.exit_code == 2
     assert f"needs {num_groups_needed(0.01)} benign validation groups, got 64" in outcome.error
-    assert "(0.05, 0.1)" in outcome.error
+    assert "or ask for one of 0.05, 0.1" in outcome.error
+
+
+def test_with_hardly_any_groups_no_other_rate_is_offered(
+    demur: CommandLine, workplace: Workplace, tmp_path: Path
+) -> None:
+    few = tmp_path / "few.jsonl"
+    rows = workplace.labelled_path.read_text().splitlines()
+    few.write_text("\n".join(rows[:4] + rows[-4:]))
+    options = ("--model", tmp_path / "no-model", "--fpr", "0.1", "--out", tmp_path / "out")
+    outcome = demur("fit", "--data", few, *options)
+    assert outcome.exit_code == 2
+    assert outcome.error.strip().endswith("add benign prompts")
 
 
 @pytest.mark.parametrize("rate", ["0", "1", "-0.1", "1.5", "nan"])

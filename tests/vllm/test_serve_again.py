@@ -1,7 +1,5 @@
 """Plain `vllm serve` whose flagged prompts are answered by another request, in float32."""
 
-import json
-import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,9 +15,11 @@ from demur.guard import Guard
 from tests.servers import events_of, said
 from tests.vllm_engines import needs_vllm
 from tests.vllm_servers import (
+    OTHER_APIS,
     REFUSAL,
     SAFE,
     SERVED,
+    asked_elsewhere,
     flagged_text,
     reply_of,
     said_of,
@@ -138,25 +138,12 @@ def test_a_reply_may_have_to_obey_a_grammar(served: Served) -> None:
     assert answer.headers["x-demur-route"] == served.route
 
 
-@pytest.mark.parametrize(
-    ("path", "body"),
-    [
-        ("/v1/responses", {"input": "{}", "max_output_tokens": 16}),
-        ("/v1/messages", {"messages": [{"role": "user", "content": "{}"}], "max_tokens": 16}),
-    ],
-)
+@pytest.mark.parametrize("path", OTHER_APIS)
 @pytest.mark.parametrize("stream", [False, True])
-def test_other_apis_are_answered_too(
-    served: Served, path: str, body: dict[str, Any], stream: bool
-) -> None:
-    filled = json.loads(json.dumps(body).replace('"{}"', json.dumps(served.flagged)))
-    answer = served.http.post(
-        path, json={"model": SERVED, "stream": stream, "temperature": 0, **filled}
-    )
+def test_other_apis_are_answered_too(served: Served, path: str, stream: bool) -> None:
+    answer, texts = asked_elsewhere(served.http, path, served.flagged, stream=stream)
     assert answer.headers["x-demur-route"] == served.route
-    texts = re.findall(r'"(?:text|delta)": ?("(?:[^"\\]|\\.)*")', answer.text)
-    said_there = [json.loads(text) for text in texts]
-    assert served.expected(served.flagged) in ("".join(said_there), *said_there)
+    assert served.expected(served.flagged) in texts
 
 
 def test_a_chat_spelled_out_as_tokens_is_answered_as_far_as_that_goes(served: Served) -> None:

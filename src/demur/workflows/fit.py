@@ -84,9 +84,10 @@ def require_fittable(train: Sequence[Example], val: Sequence[Example], fpr: floa
     num_groups = len({example.group_key for example in val if example.label == "safe"})
     needed = num_groups_needed(fpr)
     if num_groups < needed:
+        rates = ", ".join(f"{rate:g}" for rate in supported_rates(num_groups))
         raise ConfigError(
             f"a false-positive rate of {fpr} needs {needed} benign validation groups, got "
-            f"{num_groups}: add benign prompts, or ask for one of {supported_rates(num_groups)}"
+            f"{num_groups}: add benign prompts{f', or ask for one of {rates}' if rates else ''}"
         )
 
 
