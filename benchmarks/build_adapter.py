@@ -12,6 +12,7 @@ is measured by `python -m benchmarks.shipped_pair`.
 """
 
 import argparse
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,10 +22,12 @@ import numpy as np
 import demur
 from benchmarks.arms import Arms, drawn, short_prompts, with_own_answers
 from benchmarks.artifacts import trained_folder, training_metrics
+from demur.core.adapters import CONFIG
 from demur.core.errors import DataError
 from demur.core.examples import Example
-from demur.core.folders import CARD
+from demur.core.folders import CARD, MANIFEST, as_json, read_json, read_manifest, write_whole
 from demur.core.readings import Array
+from demur.core.trained import KIND
 from demur.datasets import pairs, replies, starter, written
 from demur.datasets.demur_data import DemurData
 from demur.studies._cases import Cases
@@ -35,12 +38,13 @@ NOTES = """
 
 Refusals of unsafe prompts, and answers to prompts that only sound dangerous. It answers what the
 packaged detector flags. Some unsafe prompts are answered all the same, and some safe ones refused:
-`benchmarks/results/shipped_pair.md` counts them, set by set. Apache-2.0; of the public sets only
-prompts were used: `coconot_pref` (allenai/noncompliance, MIT), `harmfulqa`, `dangerousqa` and
-`catqa_en` (declare-lab/red-instruct, Apache-2.0), `advbench` and `tdc2023`
-(andyrdt/refusal_direction, Apache-2.0), `aart` (google-research-datasets/aart-ai-safety-dataset,
-CC-BY-4.0), `derta_malicious` (RobustNLP/DeRTa, MIT), `gptfuzz_questions` (sherdencooper/GPTFuzz,
-MIT).
+`benchmarks/results/shipped_pair.md` counts them, set by set. A scale of 1 is {strength:g} times
+what was trained, which answered validation prompts best (`benchmarks/results/adapter_scale.md`).
+Apache-2.0; of the public sets only prompts were used: `coconot_pref` (allenai/noncompliance, MIT),
+`harmfulqa`, `dangerousqa` and `catqa_en` (declare-lab/red-instruct, Apache-2.0), `advbench` and
+`tdc2023` (andyrdt/refusal_direction, Apache-2.0), `aart`
+(google-research-datasets/aart-ai-safety-dataset, CC-BY-4.0), `derta_malicious` (RobustNLP/DeRTa,
+MIT), `gptfuzz_questions` (sherdencooper/GPTFuzz, MIT).
 """
 OUT = Path(demur.__file__).parent / "pretrained" / "adapters" / "smollm2-135m-instruct"
 MAX_TOKENS = 40
@@ -56,6 +60,8 @@ TRAINER = SftTrainer(
     max_reply_tokens=MAX_TOKENS - 1,
 )
 """Blocks above the lowest that the packaged detector reads; the file stays below 5 MB."""
+STRENGTH = 0.75
+"""Of what was trained, that ships as scale 1: the best one by `benchmarks.adapter_scale`."""
 CONTRASTS = ("coconot_pref",)
 REQUESTS = (
     "advbench", "tdc2023", "harmfulqa", "dangerousqa", "catqa_en", "aart", "derta_malicious",
@@ -128,14 +134,30 @@ def rows() -> list[Example]:
     ]
 
 
+def ship(folder: Path, strength: float) -> None:
+    """Let a trained adapter's scale of 1 stand for a share of its strength, and finish its card.
+
+    Args:
+        folder: Of the adapter, which is written anew.
+        strength: Over 0; nothing changes if it has been set before.
+    """
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    manifest = read_manifest(folder, kind=KIND)
+    alpha = manifest["provenance"]["hyper_parameters"]["alpha"]
+    files[CONFIG] = as_json({**read_json(folder / CONFIG), "lora_alpha": alpha * strength})
+    manifest["sha256"][CONFIG] = hashlib.sha256(files[CONFIG]).hexdigest()
+    card = files[CARD].decode().partition("\n## What it is for")[0]
+    files[CARD] = (card + NOTES.format(strength=strength)).encode()
+    write_whole(folder, {**files, MANIFEST: as_json(manifest)})
+
+
 def main() -> None:
     """Train the adapter."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=OUT, help="the folder")
     options = parser.parse_args()
     folder = trained_folder(TRAINER, rows(), "embedded", options.out)
-    card = (folder / CARD).read_text(encoding="utf-8").partition("\n## What it is for")[0]
-    (folder / CARD).write_text(card + NOTES, encoding="utf-8")
+    ship(folder, STRENGTH)
     print(json.dumps(training_metrics(folder), indent=2))
 
 
