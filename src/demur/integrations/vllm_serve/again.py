@@ -161,7 +161,7 @@ async def _submitted(outputs: Outputs, submission: Submission) -> RequestOutput 
 def answering(plain: Generate) -> Generate:
     """Return the method of an engine's client that asks it, with the answers of its `Again`."""
 
-    async def generate(
+    def generate(
         self: AsyncLLM,
         prompt: Any,
         sampling_params: SamplingParams,
@@ -170,13 +170,8 @@ def answering(plain: Generate) -> Generate:
     ) -> Outputs:
         again: Again | None = getattr(self, ANSWERED_BY, None)
         ask = partial(plain, self)
-        found = (
-            ask(prompt, sampling_params, request_id, **options)
-            if again is None
-            else again.outputs(ask, prompt, sampling_params, request_id, options)
-        )
-        async with aclosing(found) as outputs:
-            async for output in outputs:
-                yield output
+        if again is None:
+            return ask(prompt, sampling_params, request_id, **options)
+        return again.outputs(ask, prompt, sampling_params, request_id, options)
 
     return generate
