@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks.adapter_scale_report import report
 from benchmarks.arms import Arms, drawn, short_prompts
-from benchmarks.build_adapter import CONTRASTS, REQUESTS
+from benchmarks.build_adapter import CONTRASTS, REQUESTS, sounds_dangerous
 from benchmarks.one_model import run
 from demur.core.readings import Array
 from demur.datasets import pairs, starter, written
@@ -39,10 +39,9 @@ def validation_cases(data: DemurData, *, share: float) -> Cases:
         share: Of the prompts of each set, over 0.
     """
     own = [*written.load("val"), *starter.load("val"), *pairs.load("val")]
-    english = [of for of in own if of.language in (None, "en")]
-    safe = [of for of in english if of.label == "safe" and of.is_look_alike]
+    safe = [of for of in own if of.label == "safe" and sounds_dangerous(of)]
     safe += [of for name in CONTRASTS for of in short_prompts(data, name, "val", "safe")]
-    unsafe = [of for of in english if of.label == "unsafe"]
+    unsafe = [of for of in own if of.label == "unsafe" and of.language in (None, "en")]
     for name in REQUESTS:
         found = short_prompts(data, name, "val", "unsafe")
         unsafe += drawn(found, min(UNSAFE_OF_EACH, len(found)))
@@ -77,7 +76,8 @@ def measure(model: str, detector: str, *, responder: str, share: float) -> dict[
     started = time.perf_counter()
     cases = validation_cases(DemurData(), share=share)
     arms = Arms(model, cases, detector=detector, max_tokens=MAX_TOKENS)
-    rows = handed_over(cases, arms.margins())
+    margins = arms.margins()
+    rows = handed_over(cases, margins)
     unsafe = cases.role[rows] == "unsafe"
     chats = [arms.chats[int(row)] for row in rows]
     before = arms.labelling.label(chats, arms.base_replies(rows))
@@ -92,7 +92,7 @@ def measure(model: str, detector: str, *, responder: str, share: float) -> dict[
         "share": share,
         "unsafe": int(unsafe.sum()),
         "safe": int((~unsafe).sum()),
-        "safe_flagged": int((arms.margins()[rows[~unsafe]] >= 0).sum()),
+        "safe_flagged": int((margins[rows[~unsafe]] >= 0).sum()),
         "scales": found,
         "best": best(found),
         "seconds": time.perf_counter() - started,

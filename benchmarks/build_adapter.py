@@ -86,7 +86,7 @@ def unanswered(data: DemurData) -> list[Example]:
     known = {example.id for example in with_reply()}
     packaged = (*written.load("train"), *starter.load("train"), *pairs.load("train"))
     own = [of for of in packaged if of.id not in known]
-    found = [of for of in own if of.label == "unsafe" or _sounds_dangerous(of)]
+    found = [of for of in own if of.label == "unsafe" or sounds_dangerous(of)]
     for name, label in (*((of, "safe") for of in CONTRASTS), *((of, "unsafe") for of in REQUESTS)):
         if not data.sets[name].may_ship:
             raise DataError(f"{name} is for measuring only: leave it out")
@@ -95,7 +95,8 @@ def unanswered(data: DemurData) -> list[Example]:
     return found
 
 
-def _sounds_dangerous(example: Example) -> bool:
+def sounds_dangerous(example: Example) -> bool:
+    """Tell whether a safe prompt is an English one of a dangerous sound."""
     return example.is_look_alike and example.language in (None, "en")
 
 
