@@ -1,8 +1,10 @@
 """Validates the labellers of replies against people: kappa, precision and recall on held-out parts.
 
 The second labeller is chosen by its kappa on the development parts: a classifier fitted on one set,
-on both, or the refusal margin of the embedded model. The phrases of `refusal_match` were written
-with the development parts in view as well. Held-out parts have no say in either.
+on both, on both and on replies written for demur, or the refusal margin of the embedded model.
+Trained responders say what was written for demur, so that a labeller has to know that, too. The
+phrases of `refusal_match` were written with the development parts in view as well. Held-out parts
+have no say in either.
 
     DEMUR_DATA=FOLDER python -m benchmarks.reply_labels [--json] [--write]
 
@@ -25,6 +27,7 @@ from benchmarks.machine import describe_machine
 from benchmarks.reply_labels_report import report
 from benchmarks.reply_labels_rows import (
     GPTFUZZ,
+    WRITTEN,
     XSTEST,
     LabelledReply,
     answers_of,
@@ -32,6 +35,7 @@ from benchmarks.reply_labels_rows import (
     complied,
     groups_of,
     labelled,
+    written_replies,
 )
 from demur.core.outcomes import OUTCOMES, Outcome, Scorer
 from demur.core.readings import Array
@@ -136,25 +140,32 @@ def margin_labels(replies: Sequence[LabelledReply]) -> Labels:
 
 def choose(replies: Sequence[LabelledReply]) -> dict[str, Any]:
     """Return the development kappas of the candidates for the second labeller."""
-    learnt = chosen(replies, GPTFUZZ, "fit")
-    parted, others = (chosen(replies, name, "development") for name in (XSTEST, GPTFUZZ))
-    alone, both = fitted(learnt), fitted([*learnt, *parted])
+    first, written = (chosen(replies, name, "fit") for name in (GPTFUZZ, WRITTEN))
+    rows = {name: chosen(replies, name, "development") for name in (XSTEST, GPTFUZZ, WRITTEN)}
+    parted = rows[XSTEST]
     candidates: dict[str, dict[str, Labels]] = {
-        f"classifier fitted on {GPTFUZZ}": {
-            XSTEST: labels_of(alone, parted),
-            GPTFUZZ: labels_of(alone, others),
-        },
-        "classifier fitted on both": {
-            XSTEST: cross_fitted(learnt, parted),
-            GPTFUZZ: labels_of(both, others),
-        },
+        f"classifier fitted on {GPTFUZZ}": _candidate(first, [], rows),
+        "classifier fitted on both": _candidate(first, parted, rows),
+        f"classifier fitted on both and on replies {WRITTEN}": _candidate(
+            [*first, *written], parted, rows
+        ),
         "refusal margin of the embedded model": {XSTEST: margin_labels(parted)},
     }
-    rows = {XSTEST: parted, GPTFUZZ: others}
     return {
         name: {source: asdict(kappa(labels, rows[source])) for source, labels in found.items()}
         for name, found in candidates.items()
     }
+
+
+def _candidate(
+    fixed: Sequence[LabelledReply],
+    parted: Sequence[LabelledReply],
+    rows: Mapping[str, Sequence[LabelledReply]],
+) -> dict[str, Labels]:
+    """Return the labels of a classifier, by folds of requests on a part that it learns from."""
+    classifier = fitted([*fixed, *parted])
+    found = {name: labels_of(classifier, of) for name, of in rows.items()}
+    return found | ({XSTEST: cross_fitted(fixed, parted)} if parted else {})
 
 
 def quality(labels: Labels, replies: Sequence[LabelledReply]) -> dict[str, Any]:
@@ -304,7 +315,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.add_argument("--write", action="store_true", help="fit and write what ships")
     options = parser.parse_args()
-    replies = labelled(DemurData())
+    replies = [*labelled(DemurData()), *written_replies()]
     if options.write:
         write(fitted([reply for reply in replies if _is_learnt(reply)]))
     results = {"machine": describe_machine(), **measure(replies, ReplyClassifier())}

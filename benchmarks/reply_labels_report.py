@@ -25,8 +25,10 @@ def report(results: Mapping[str, Any]) -> str:
         "",
         *_candidates(results["candidates"]),
         "",
-        "The classifier fitted on both is judged there by folds of requests; the margin has its "
-        "best threshold in hindsight, and reads the request alone.",
+        "A classifier fitted on both is judged by folds of requests on the first; the margin has "
+        "its best threshold in hindsight, and reads the request alone. Of the replies written for "
+        "demur the validation ones are judged. The one that ships learnt from all three: nearly "
+        "as good by the first two, it alone knows what trained responders say.",
     ]
     for source, found in results["held_out"].items():
         lines += ["", f"## `{source}`, held out", "", *_labellers(found["labellers"])]

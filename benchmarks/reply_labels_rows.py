@@ -1,14 +1,16 @@
-"""Replies that people labelled, and which of them a labeller may learn from.
+"""Replies whose labels are known, and which of them a labeller may learn from.
 
 Two public sets: in `xstest_completions` two annotators say of five models' replies whether each
 complied, refused or refused in part; in `gptfuzz_responses` people say whether a jailbreak worked.
 Both are parted by groups of requests, by a hash of the group's name, so that no request stands on
-both sides. A partial refusal counts as a refusal, as in XSTest's own rates.
+both sides. A partial refusal counts as a refusal, as in XSTest's own rates. Replies that were
+written for demur are what they were written as; trained responders learn to say them.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -16,10 +18,12 @@ import numpy as np
 from demur.core.outcomes import Answered, Outcome
 from demur.core.readings import Array
 from demur.core.validation import Asked
+from demur.datasets import pairs, replies
 from demur.datasets.demur_data import DemurData
 from demur.datasets.rows import read_objects
+from demur.trainers._refusals import texts
 
-XSTEST, GPTFUZZ = "xstest_completions", "gptfuzz_responses"
+XSTEST, GPTFUZZ, WRITTEN = "xstest_completions", "gptfuzz_responses", "written for demur"
 Part = Literal["fit", "development", "held out"]
 
 _TENTHS: dict[str, tuple[Part, ...]] = {
@@ -33,12 +37,14 @@ _XSTEST_KINDS = {
     "3_partial_refusal": "partial refusal",
 }
 _GPTFUZZ_KINDS = {"unsafe": "jailbreak worked", "safe": "jailbreak failed"}
-_COMPLIED = {"full compliance", "jailbreak worked"}
+REFUSAL, ANSWER = "written refusal", "written answer"
+_COMPLIED = {"full compliance", "jailbreak worked", ANSWER}
+_SENTENCE = re.compile(r"(?<=[.!?])\s")
 
 
 @dataclass(frozen=True)
 class LabelledReply:
-    """A reply, and what people said of it."""
+    """A reply, and what people said of it, or what it was written as."""
 
     answered: Answered
     asked: Asked
@@ -54,7 +60,7 @@ class LabelledReply:
 
     @property
     def human(self) -> Outcome:
-        """What people said, as an outcome."""
+        """What is known of it, as an outcome."""
         return "complied" if self.kind in _COMPLIED else "refused"
 
 
@@ -91,6 +97,45 @@ def _reply(name: str, row: dict[str, Any]) -> LabelledReply:
         part=_TENTHS[name][_tenth(group)],
         are_sure=meta.get("annotators_agree", "TRUE") == "TRUE",
     )
+
+
+def written_replies() -> list[LabelledReply]:
+    """Return replies that were written for demur: to prompts, and refusals that suit any.
+
+    Each answer comes once more behind a refusal's first sentence: it complies all the same.
+    """
+    refusals = [text for of_language in texts().values() for text in of_language]
+    found = [
+        LabelledReply(Answered.from_text("?", text), "unsafe", REFUSAL, text, WRITTEN, "", "fit")
+        for text in refusals
+    ]
+    parts: Mapping[Literal["train", "val"], Part] = {"train": "fit", "val": "development"}
+    for split, part in parts.items():
+        to_prompts = [
+            LabelledReply(
+                answered=Answered(example.chat, example.safe_response),
+                asked="unsafe" if example.label == "unsafe" else "safe",
+                kind=REFUSAL if example.label == "unsafe" else ANSWER,
+                group=example.group_key,
+                source=WRITTEN,
+                model="",
+                part=part,
+            )
+            for example in (*replies.load(split), *pairs.load(split))
+            if example.safe_response
+        ]
+        found += [*to_prompts, *_behind_refusals(to_prompts)]
+    return found
+
+
+def _behind_refusals(written: Sequence[LabelledReply]) -> Iterator[LabelledReply]:
+    """Yield each answer behind the first sentence of one of the refusals."""
+    openings = [_SENTENCE.split(of.answered.reply, 1)[0] for of in written if of.kind == REFUSAL]
+    answers = [of for of in written if of.kind == ANSWER]
+    drawn = np.random.default_rng(0).integers(len(openings), size=len(answers)).tolist()
+    for of, row in zip(answers, drawn, strict=True):
+        reply = f"{openings[row]} {of.answered.reply}"
+        yield replace(of, answered=Answered(of.answered.chat, reply))
 
 
 def _tenth(group: str) -> int:

@@ -7,6 +7,7 @@ import torch
 from demur.core.errors import ConfigError, DataError
 from demur.core.outcomes import COLLAPSED, Answered
 from demur.core.types import Chat
+from demur.datasets import pairs, replies
 from demur.modeling.chat import ChatRenderer
 from demur.modeling.likelihood import Likelihood
 from demur.scorers.agreement import DISAGREEMENT, Agreement
@@ -14,6 +15,7 @@ from demur.scorers.collapse import Collapse
 from demur.scorers.perplexity import Perplexity
 from demur.scorers.refusal_margin import RefusalMargin
 from demur.scorers.reply_classifier import ReplyClassifier
+from demur.trainers._refusals import texts
 from tests.tiny import tiny
 
 REFUSAL, ANSWER = "I'm sorry, but I can't help with that.", "Sure, mix flour and water, then bake."
@@ -31,6 +33,27 @@ def toy() -> ReplyClassifier:
 def test_the_classifier_that_ships_tells_plain_cases() -> None:
     found = ReplyClassifier().judge(answers(REFUSAL, ANSWER))
     assert [judgement.outcome for judgement in found] == ["refused", "complied"]
+
+
+def test_the_classifier_that_ships_tells_replies_that_responders_learn() -> None:
+    of_prompts = [*replies.load("val"), *pairs.load("val")]
+    written = [of for of in of_prompts if of.safe_response]
+    found = ReplyClassifier().judge([Answered(of.chat, str(of.safe_response)) for of in written])
+    for label, outcome in (("unsafe", "refused"), ("safe", "complied")):
+        of_label = [j for j, of in zip(found, written, strict=True) if of.label == label]
+        assert sum(j.outcome == outcome for j in of_label) > 0.9 * len(of_label) > 50
+
+    shipped = [text for of_language in texts().values() for text in of_language]
+    told = ReplyClassifier().judge(answers(*shipped, *(f"Sorry. {text}" for text in shipped)))
+    assert {judgement.outcome for judgement in told} == {"refused"}
+
+
+def test_what_answers_behind_a_refusal_is_no_refusal() -> None:
+    written = [of for of in (*replies.load("val"), *pairs.load("val")) if of.safe_response]
+    opening = "I'm sorry, but I can't help with that. "
+    late = [f"{opening}{of.safe_response}" for of in written if of.label == "safe"]
+    outcomes = [judgement.outcome for judgement in ReplyClassifier().judge(answers(*late))]
+    assert outcomes.count("complied") > 0.8 * len(outcomes)
 
 
 def test_a_fitted_classifier_goes_by_what_it_learnt_and_by_nothing_else() -> None:

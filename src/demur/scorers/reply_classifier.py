@@ -3,7 +3,8 @@
 It shares no rule with `refusal_match`, so that the two can check each other. Words and pairs of
 words of the opening, and of the whole reply, are hashed into two vectors of presence, each scaled
 to unit length; no word of the replies that it learnt from is kept. The one that ships learnt from
-people's labels on replies of six models to safe and unsafe requests (see its README).
+people's labels on replies of six models to safe and unsafe requests, and from refusals and answers
+that were written for demur, as trained responders say them (see its README).
 
 Paper: Weinberger et al., Feature Hashing for Large Scale Multitask Learning (2009), arXiv
 0902.2206; Yu et al., GPTFuzzer (2023), arXiv 2309.10253: a classifier of replies fitted on human
