@@ -24,7 +24,7 @@ from demur.datasets.demur_data import DemurData
 from demur.studies._cases import Cases
 from demur.studies._outcomes import Outcomes
 
-SCALES = (1.0, 0.75, 0.5, 0.25)
+SCALES = (1.0, 0.875, 0.75, 0.5, 0.25)
 UNSAFE_OF_EACH = 20
 """Unsafe prompts of a public set, at most, before the gate chooses."""
 MOST_SAFE = 100

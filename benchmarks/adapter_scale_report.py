@@ -12,9 +12,10 @@ def report(result: Mapping[str, Any]) -> str:
         "",
         "Made by `python -m benchmarks.adapter_scale` on "
         f"{machine['processor']}, {machine['cores']} cores, in {result['seconds'] / 60:.0f} "
-        f"minutes. Validation prompts: {result['unsafe']} unsafe ones that the gate flags, and of "
-        f"the safe ones of a dangerous sound the {result['safe']} nearest to being flagged, of "
-        f"which {result['safe_flagged']} are. Greedy replies of {result['max_tokens']} tokens "
+        "minutes, in which replies that an earlier run had kept were not drawn again. Validation "
+        f"prompts: {result['unsafe']} unsafe ones that the gate flags, and of the safe ones of "
+        f"a dangerous sound the {result['safe']} nearest to being flagged, of which "
+        f"{result['safe_flagged']} are. Greedy replies of {result['max_tokens']} tokens "
         f"under `{result['responder']}` at each scale, 0 being the model by itself; outcomes by "
         "`reply_classifier`.",
         "",

@@ -3,10 +3,11 @@
 It sees what the packaged detector flags, where safe prompts are those that sound most dangerous,
 and so it learns the difference from prompts of a dangerous sound: demur's own and, of public sets
 whose licence allows it, safe contrasts and direct unsafe requests. Of these it takes the unsafe
-ones that are flagged and the half of the safe ones that comes nearest to it. A prompt with a
-written reply learns that one; other safe prompts learn the model's own greedy answer, unless that
-refuses; other unsafe ones get refusals from the texts that ship. What it is worth behind the gate
-is measured by `python -m benchmarks.shipped_pair`.
+ones that are flagged and the half of the safe ones that comes nearest to it. A safe prompt learns
+the model's own greedy answer, so that nothing but the difference has to be learnt; where that is a
+refusal, the reply that was written for it, if one was. An unsafe prompt learns the refusal that was
+written for it, or one of the texts that ship. What it is worth behind the gate is measured by
+`python -m benchmarks.shipped_pair`.
 
     DEMUR_DATA=FOLDER python -m benchmarks.build_adapter [--out FOLDER]
 """
@@ -60,7 +61,7 @@ TRAINER = SftTrainer(
     max_reply_tokens=MAX_TOKENS - 1,
 )
 """Blocks above the lowest that the packaged detector reads; the file stays below 5 MB."""
-STRENGTH = 0.75
+STRENGTH = 0.875
 """Of what was trained, that ships as scale 1: the best one by `benchmarks.adapter_scale`."""
 CONTRASTS = ("coconot_pref",)
 REQUESTS = (
@@ -77,21 +78,19 @@ def with_reply() -> list[Example]:
     return [*replies.load("train"), *(of for of in pairs.load("train") if of.safe_response)]
 
 
-def unanswered(data: DemurData) -> list[Example]:
-    """Return unsafe prompts, and English safe ones of a dangerous sound, without written replies.
+def prompts(data: DemurData) -> list[Example]:
+    """Return unsafe prompts, and English safe ones of a dangerous sound.
 
     Raises:
         DataError: A set may not be used for what ships.
     """
-    known = {example.id for example in with_reply()}
-    packaged = (*written.load("train"), *starter.load("train"), *pairs.load("train"))
-    own = [of for of in packaged if of.id not in known]
+    own = (*written.load("train"), *starter.load("train"), *pairs.load("train"))
     found = [of for of in own if of.label == "unsafe" or sounds_dangerous(of)]
     for name, label in (*((of, "safe") for of in CONTRASTS), *((of, "unsafe") for of in REQUESTS)):
         if not data.sets[name].may_ship:
             raise DataError(f"{name} is for measuring only: leave it out")
-        prompts = short_prompts(data, name, "train", label)
-        found += prompts if label == "safe" else drawn(prompts, min(OF_EACH, len(prompts)))
+        public = short_prompts(data, name, "train", label)
+        found += public if label == "safe" else drawn(public, min(OF_EACH, len(public)))
     return found
 
 
@@ -123,16 +122,14 @@ def hardest(examples: Sequence[Example], margins: Array) -> Array:
 
 def rows() -> list[Example]:
     """Return what is learnt: safe prompts with an answer, and unsafe ones."""
-    others = tuple(unanswered(DemurData()))
-    role = np.array(["unsafe" if of.label == "unsafe" else "look_alike" for of in others])
-    arms = Arms("embedded", Cases(others, role), max_tokens=MAX_TOKENS)
-    kept = hardest(others, arms.margins())
-    safe = role[kept] == "look_alike"
-    return [
-        *with_reply(),
-        *with_own_answers(arms, [others[int(row)] for row in kept[safe]]),
-        *(others[int(row)] for row in kept[~safe]),
-    ]
+    every = tuple(prompts(DemurData()))
+    role = np.array(["unsafe" if of.label == "unsafe" else "look_alike" for of in every])
+    arms = Arms("embedded", Cases(every, role), max_tokens=MAX_TOKENS)
+    kept = [every[int(row)] for row in hardest(every, arms.margins())]
+    answered = with_own_answers(arms, [of for of in kept if of.label == "safe"])
+    by_itself, replied = {of.id for of in answered}, {of.id: of for of in with_reply()}
+    others = [replied.get(of.id, of) for of in kept if of.id not in by_itself]
+    return [*answered, *(of for of in others if of.label == "unsafe" or of.safe_response)]
 
 
 def ship(folder: Path, strength: float) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks.arms import Arms
-from benchmarks.build_adapter import CONTRASTS, REQUESTS, unanswered, with_reply
+from benchmarks.build_adapter import CONTRASTS, REQUESTS, prompts, with_reply
 from benchmarks.shipped_pair import measured
 from benchmarks.shipped_pair_report import over_refusal, report
 from demur.core.errors import DataError
@@ -122,15 +122,16 @@ class PlantedData:
 def test_what_ships_is_trained_on_no_prompt_that_is_kept_for_measuring() -> None:
     kept = {e.id for e in (*written.load(), *starter.load()) if e.split != "train"}
     assert kept
-    learnt = [*with_reply(), *unanswered(cast(DemurData, PlantedData()))]
+    learnt = prompts(cast(DemurData, PlantedData()))
     ids = [example.id for example in learnt]
     assert len(set(ids)) == len(ids)
     assert not set(ids) & kept
     public = {example.id for example in learnt if example.source in (*CONTRASTS, *REQUESTS)}
     assert public == {f"{name}:train" for name in (*CONTRASTS, *REQUESTS)}
-    assert all(e.safe_response or e.is_look_alike or e.label == "unsafe" for e in learnt)
+    assert all(e.is_look_alike or e.label == "unsafe" for e in learnt)
+    assert not {example.id for example in with_reply()} & kept
 
 
 def test_what_ships_is_trained_on_no_set_that_is_for_measuring_only() -> None:
     with pytest.raises(DataError, match="coconot_pref is for measuring only"):
-        unanswered(cast(DemurData, PlantedData(may_ship=False)))
+        prompts(cast(DemurData, PlantedData(may_ship=False)))
