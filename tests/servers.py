@@ -85,7 +85,8 @@ def free_port() -> int:
 @contextmanager
 def running(app: FastAPI) -> Iterator[Running]:
     """Serve an application on a free port, once it is ready or says why not."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
+    # h11, as `demur serve` has it: what else is installed must not change what is tested.
+    server = uvicorn.Server(uvicorn.Config(app, port=0, http="h11", log_level="error"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     try:
