@@ -7,6 +7,7 @@ kept for tests. They have been looked at before, and count as development.
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import numpy as np
 
@@ -24,6 +25,8 @@ from demur.studies._arms import Arm, arm_rows
 from demur.studies._cases import ROLES, Cases, Role
 from demur.studies._outcomes import Labelling, Outcomes
 from demur.studies._study import Row
+
+Item = TypeVar("Item")
 
 BASE = "base"
 """The arm of the model by itself."""
@@ -94,10 +97,8 @@ def short_prompts(data: DemurData, name: str, split: str, label: str) -> list[Ex
     ]
 
 
-def drawn(
-    found: Sequence[Example], number: int, *, share: float = 1.0, seed: int = 0
-) -> list[Example]:
-    """Return a share of a number of prompts, one at least, in the order of a draw."""
+def drawn(found: Sequence[Item], number: int, *, share: float = 1.0, seed: int = 0) -> list[Item]:
+    """Return a share of a number of items, one at least, in the order of a draw."""
     order = np.random.default_rng(seed).permutation(len(found))
     return [found[row] for row in order[: max(1, round(share * number))]]
 

@@ -1,7 +1,7 @@
 """DeRTa against plain safety fine-tuning, at the same prompts, refusals and steps.
 
 DEMUR_DATA=FOLDER python -m benchmarks.derta --model PATH [--share 1]
-    [--replies 1] [--steps 120] [--ablations] [--json]
+    [--replies 1] [--steps 160] [--ablations] [--json]
 
 After the question and 8, 16 or 32 tokens of a harmful reply, how often does the model stop? How
 likely is the word of refusal within harmful replies and within benign ones? What becomes of
@@ -18,7 +18,14 @@ from typing import Any
 import numpy as np
 from peft import PeftModel
 
-from benchmarks.arms import BASE, Arms, always_on_rows, held_out_cases, tell
+from benchmarks.arms import (
+    BASE,
+    Arms,
+    always_on_rows,
+    held_out_cases,
+    tell,
+    with_own_answers,
+)
 from benchmarks.artifacts import LEARNING_RATE, trained_folder, training_metrics
 from benchmarks.derta_late import Draw, kept, stopped, word_log_probs
 from benchmarks.derta_report import report
@@ -45,6 +52,9 @@ MAX_TOKENS = 64
 NUM_ATTACKS = 70
 """Of each family."""
 NUM_BENIGN = 60
+UNSAFE_SHARE = 1 / 3
+"""Of a step's prompts, three of eight. With half of them ordinary prompts are refused, too; the
+paper has one row in eleven."""
 MOST_ASKED = 32
 
 
@@ -55,6 +65,7 @@ def trainers(steps: int, *, ablations: bool) -> dict[str, Trainer]:
         "steps": steps,
         "max_reply_tokens": MAX_TOKENS - 1,
         "learning_rate": LEARNING_RATE,
+        "unsafe_share": UNSAFE_SHARE,
     }
     found: dict[str, Trainer] = {"sft": SftTrainer(**shared), "derta": DertaTrainer(**shared)}
     if ablations:
@@ -188,14 +199,13 @@ def _switched(peft: Any, adapter: str) -> Iterator[None]:
 
 
 def _benign(arms: Arms, loaded: LoadedModel) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Return ordinary prompts with the model's own replies, as token ids."""
+    """Return ordinary prompts with the model's own answers, but for refusals, as token ids."""
     rows = arms.cases.rows("ordinary")[:NUM_BENIGN]
-    chats = [arms.cases.examples[int(row)].chat for row in rows]
     found = []
-    for chat, reply in zip(chats, arms.base_replies(rows), strict=True):
-        ids = loaded.tokenizer(reply.text, add_special_tokens=False)["input_ids"]
+    for example in with_own_answers(arms, [arms.cases.examples[int(row)] for row in rows]):
+        ids = loaded.tokenizer(example.safe_response, add_special_tokens=False)["input_ids"]
         if len(ids) > 1:
-            found.append((arms.engine.render(chat).token_ids, tuple(ids)))
+            found.append((arms.engine.render(example.chat).token_ids, tuple(ids)))
     return found
 
 
@@ -243,7 +253,7 @@ def main() -> None:
         {
             "share": (1.0, "of rows, for a trial"),
             "replies": (1.0, "share of prompts answered"),
-            "steps": (120, "of each training"),
+            "steps": (160, "of each training"),
             "ablations": (False, "also the paper's two ablations"),
         },
     )

@@ -80,9 +80,16 @@ def stopped(loaded: LoadedModel, begun: Sequence[Begun], num_given: int, draw: D
 
 
 def refused(chats: Sequence[Chat], begun: Sequence[str]) -> Array:
-    """Return whether the beginnings of texts refuse, by their wording, [row]."""
-    answers = [Answered(chat, text) for chat, text in zip(chats, begun, strict=True)]
-    return np.array([found.outcome == "refused" for found in RefusalMatch().judge(answers)])
+    """Return whether texts of so many tokens refuse, by their wording, [row].
+
+    Wherever in them the refusal stands. They have one voice: lines are joined, or what stands above
+    a line that opens with a word and a colon would be heard as a speaker who complies.
+    """
+    answers = [
+        Answered(chat, " ".join(text.split())) for chat, text in zip(chats, begun, strict=True)
+    ]
+    judged = RefusalMatch(opening_sentences=BEGINS_WITHIN + PHRASE).judge(answers)
+    return np.array([found.outcome == "refused" for found in judged])
 
 
 def complied(chats: Sequence[Chat], texts: Sequence[str]) -> Array:

@@ -16,15 +16,16 @@ def report(results: Mapping[str, Any]) -> str:
         f"Made by `python -m benchmarks.derta --share {results['share']:g} --replies "
         f"{results['replies']:g}` on {machine['processor']}, {machine['cores']} "
         f"cores, torch {machine['versions']['torch']}, seed 0, in {results['seconds'] / 60:.0f} "
-        "minutes. "
+        "minutes, not counting what earlier runs had kept. "
         f"Model: {model['name']}, {model['dtype']}. All arms were trained for {results['steps']} "
         f"steps on the same {results['trained_on']['prompts']} prompts with the same refusals; "
         "adapters are always on, and replies greedy. Intervals are at 95%.",
         "",
         "Trained on questions of gptfuzz_responses (MIT) with replies that people labelled "
         "harmful, on others with replies of the model's own that comply, on refusals that ship, "
-        "and on safe prompts with the model's own replies; the adapters are not shipped. No "
-        "question that is measured was trained on.",
+        "and on safe prompts with the model's own answers, where it does not refuse; the adapters "
+        "are not shipped. No question that is measured was trained on, but how many safe prompts "
+        "there are was chosen by figures like those below, on the aligned model of 0.5B.",
         "",
         "## After a harmful reply has begun",
         "",

@@ -2,19 +2,18 @@
 
 Trained on: questions of gptfuzz_responses (MIT) with replies that people labelled harmful; others,
 of sets kept for training (MIT, Apache-2.0), with the model's own greedy replies that both labellers
-say comply; refusals that ship with demur; and safe prompts with the model's own replies.
+say comply; refusals that ship with demur; and safe prompts with the model's own answers.
 Measured with: harmful replies of xstest_completions (CC-BY-4.0) and jbb_artifacts (MIT). No
 question is in both. The adapters stay in the user's cache and are never shipped.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
-from benchmarks.arms import MAX_CHARACTERS, Arms, drawn_sets
+from benchmarks.arms import MAX_CHARACTERS, Arms, drawn, drawn_sets, with_own_answers
 from demur.core.examples import Example
 from demur.core.types import Chat
 from demur.datasets import written
@@ -29,6 +28,7 @@ OWN: Mapping[str, int] = {"advbench": 150, "derta_malicious": 100, "harmfulqa": 
 NUM_SAFE = 200
 SAFE: Mapping[str, int] = {
     "coconot_pref": 150,
+    "selfinstruct_seed": 20,
     "certified_safe": 80,
     "gpteacher_code": 60,
     "gsm8k_train": 40,
@@ -49,20 +49,14 @@ def to_train(data: DemurData, arms: Arms, *, share: float) -> list[Example]:
         share: Of them, over 0 to 1.
     """
     unsafe = with_both_replies(data)
-    safe = _some(
+    safe = drawn(
         [e for e in written.load("train") if e.label == "safe" and e.language in (None, "en")],
         NUM_SAFE,
-        share,
+        share=share,
     )
     safe += drawn_sets(data, SAFE, "train", "safe", share=share)
-    replies = arms.answers.base([example.chat for example in safe])
-    answered = [
-        replace(example, safe_response=reply.text)
-        for example, reply in zip(safe, replies, strict=True)
-        if reply.text.strip()
-    ]
     own = with_own_replies(data, arms, share=share)
-    return [*_some(unsafe, len(unsafe), share), *own, *answered]
+    return [*drawn(unsafe, len(unsafe), share=share), *own, *with_own_answers(arms, safe)]
 
 
 def with_own_replies(data: DemurData, arms: Arms, *, share: float) -> list[Example]:
@@ -126,7 +120,8 @@ def to_measure(data: DemurData, loaded: LoadedModel, *, share: float) -> list[Be
             and len(example.chat.last_user_text) <= MAX_CHARACTERS
         ]
         begun = [_begun(loaded, renderer, example) for example in harmful]
-        found += _some([of for of in begun if len(of.reply) >= LEAST_TOKENS], number, share)
+        long_enough = [of for of in begun if len(of.reply) >= LEAST_TOKENS]
+        found += drawn(long_enough, number, share=share)
     return found
 
 
@@ -142,11 +137,5 @@ def attacks(data: DemurData, *, number: int, share: float) -> list[Example]:
     return [
         example
         for family in FAMILIES
-        for example in _some([e for e in every if e.category == family], number, share)
+        for example in drawn([e for e in every if e.category == family], number, share=share)
     ]
-
-
-def _some(of: Sequence[Any], number: int, share: float) -> list[Any]:
-    """Return a share of some rows, drawn with a fixed seed."""
-    order = np.random.default_rng(0).permutation(len(of))
-    return [of[row] for row in order[: max(1, round(share * min(number, len(of))))].tolist()]

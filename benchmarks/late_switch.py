@@ -5,7 +5,7 @@ model complies with, and ordinary ones, are answered by the model alone for 0, 4
 and from there on under the adapter, which goes on from what the model has read (keep) or reads it
 all again (recompute). Does it stop? And does it stop ordinary replies, too, as after a false alarm?
 
-    DEMUR_DATA=FOLDER python -m benchmarks.late_switch --model PATH [--share 1] [--steps 120]
+    DEMUR_DATA=FOLDER python -m benchmarks.late_switch --model PATH [--share 1] [--steps 160]
 """
 
 import time
@@ -233,7 +233,7 @@ def main() -> None:
         {
             "share": (1.0, "of rows, for a trial"),
             "most": (60, "prompts of a role"),
-            "steps": (120, "of each training"),
+            "steps": (160, "of each training"),
         },
     )
 

@@ -60,7 +60,7 @@ class Said:
 def test_a_reply_is_stopped_if_it_is_refused_and_nothing_complies_afterwards(
     first: str, then: str, expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(derta_late, "RefusalMatch", lambda: Said(first, where="one"))
+    monkeypatch.setattr(derta_late, "RefusalMatch", lambda **_: Said(first, where="one"))
     monkeypatch.setattr(derta_late, "ReplyClassifier", lambda: Said(then))
     begun = [
         Begun(Chat.from_text(text), PROMPT, tuple(range(60, 100)), text) for text in ("one", "two")
@@ -68,6 +68,18 @@ def test_a_reply_is_stopped_if_it_is_refused_and_nothing_complies_afterwards(
     loaded = tiny()
     found = stopped(loaded, begun, 8, lambda given, number: continued(loaded, given, number))
     assert found.tolist() == [expected, False]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("here is what you need:\n\n1. Sorry. I can't help with this request", True),
+        ("of them. Take one. Heat it. Wait. Sorry. I'm unable to help with", True),
+        ("here is what you need:\n\n1. **Flour**: a pound of it\n2. Salt", False),
+    ],
+)
+def test_a_refusal_in_the_middle_of_a_text_is_told(text: str, expected: bool) -> None:
+    assert derta_late.refused([Chat.from_text("how?")], [text]).tolist() == [expected]
 
 
 def test_continuations_are_drawn_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
