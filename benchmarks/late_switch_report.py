@@ -12,7 +12,8 @@ def report(results: Mapping[str, Any]) -> str:
     lines = [
         "# The late switch",
         "",
-        f"Made by `python -m benchmarks.late_switch --share {results['share']:g}` on "
+        f"Made by `python -m benchmarks.late_switch --share {results['share']:g} --most "
+        f"{max(prompts.values())}` on "
         f"{machine['processor']}, {machine['cores']} cores, torch {machine['versions']['torch']}, "
         f"in {results['seconds'] / 60:.0f} minutes. Model: {model['name']}, {model['dtype']}. "
         f"The adapters are those of `benchmarks.derta`, trained for {results['steps']} steps; "
