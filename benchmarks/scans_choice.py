@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.arms import tell
+from benchmarks.arms import drawn, tell
 from benchmarks.words import LABELLERS
 from demur.core.examples import LOOK_ALIKE_KINDS, Example
 from demur.core.outcomes import Answered
@@ -168,5 +168,4 @@ def _validation_prompts() -> tuple[list[Chat], list[Chat], list[Chat]]:
 
 
 def _some(examples: Sequence[Example], number: int) -> list[Chat]:
-    order = np.random.default_rng(0).permutation(len(examples))
-    return [examples[row].chat for row in order[:number]]
+    return [example.chat for example in drawn(examples, number)]
