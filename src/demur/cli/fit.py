@@ -18,12 +18,13 @@ from demur.core.examples import Example
 from demur.core.folders import require_replaceable
 from demur.core.heads import CategoryHeads
 from demur.core.protocols import Detector, Stream, Watches, whole
-from demur.core.reads import Read, by_token, of_reply
+from demur.core.reads import Read, Texts, by_token, of_reply
 from demur.core.registry import load as load_method
 from demur.datasets import jsonl, splits
 from demur.workflows import categories as category_heads
 from demur.workflows import fit as fitting
 from demur.workflows.capture import MAX_REPLY_TOKENS, Capturer
+from demur.workflows.context import require_room, with_room
 from demur.workflows.replies import to_be_answered
 
 app = typer.Typer(add_completion=False)
@@ -61,6 +62,10 @@ OwnReplies = Annotated[
 OwnTokens = Annotated[
     int, typer.Option("--own-tokens", min=1, help="Most tokens of each of the model's own replies.")
 ]
+LeaveOutLong = Annotated[
+    bool,
+    typer.Option("--leave-out-long", help="Leave out prompts that the context does not hold."),
+]
 DefaultFpr = Annotated[
     float, typer.Option("--fpr", help="The default false-positive rate to calibrate.")
 ]
@@ -81,6 +86,7 @@ def fit(
     watches: WatchesOption = "prompt",
     own_replies: OwnReplies = None,
     own_tokens: OwnTokens = 128,
+    leave_out_long: LeaveOutLong = False,
     model: options.Model = "embedded",
     dtype: options.Dtype = "auto",
     fpr: DefaultFpr = 0.01,
@@ -110,8 +116,11 @@ def fit(
     engine = load_engine(model, dtype)
     reads = method.default_reads(len(engine.loaded.parts.blocks), layers=chosen)
     unfitted = _unfitted(method, judged, reads, given, categories=categories)
+    capturer = Capturer(engine.loaded)
+    if not all(isinstance(read, Texts) for read in reads):
+        train, val = _in_context(capturer, train, val, leave_out=leave_out_long)
     train, val = (answered(engine, part, judged, max_tokens=own_tokens) for part in (train, val))
-    capture, follow = _captures(Capturer(engine.loaded), judged)
+    capture, follow = _captures(capturer, judged)
     fitted = fitting.fit(
         unfitted,
         train,
@@ -232,6 +241,24 @@ def _parts(
         parts.unparted.extend(to_be_answered(jsonl.load(own_replies)))
     held_in, held_out = fitting.hold_out(parts.unparted, seed=seed)
     return parts.train + held_in, parts.val + held_out
+
+
+def _in_context(
+    capturer: Capturer, train: list[Example], val: list[Example], *, leave_out: bool
+) -> tuple[list[Example], list[Example]]:
+    """Return the prompts that the model's context holds, and say how many it does not.
+
+    Raises:
+        DataError: Some are too long, and are not to be left out.
+    """
+    if not leave_out:
+        require_room(capturer, [*train, *val])
+        return train, val
+    held_train, held_val = (with_room(capturer, part) for part in (train, val))
+    number = len(train) + len(val)
+    if left_out := number - len(held_train) - len(held_val):
+        stderr.print(f"{left_out} of {number} prompts are too long for the model: left out")
+    return held_train, held_val
 
 
 def _calibrated_on(

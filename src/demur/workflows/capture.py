@@ -109,6 +109,19 @@ class Capturer:
         if self._wrapper is not None:
             self._wrapper.require_question()
 
+    @property
+    def max_tokens(self) -> int:
+        """The model's context, of which one token is left for a reply."""
+        return self._max_tokens
+
+    def lengths(self, chats: Sequence[Chat]) -> list[int]:
+        """Return how many tokens each chat has as the model reads it.
+
+        Raises:
+            DataError: A chat cannot be rendered.
+        """
+        return [len(self._renderer.render(self._shown(chat))) for chat in chats]
+
     def capture(
         self,
         chats: Sequence[Chat],
