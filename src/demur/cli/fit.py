@@ -17,7 +17,7 @@ from demur.core.errors import ConfigError
 from demur.core.examples import Example
 from demur.core.folders import require_replaceable
 from demur.core.heads import CategoryHeads
-from demur.core.protocols import Detector, Stream, Watches, whole
+from demur.core.protocols import Detector, Engine, Stream, Watches, whole
 from demur.core.reads import Read, Texts, by_token, of_reply
 from demur.core.registry import load as load_method
 from demur.datasets import jsonl, splits
@@ -117,8 +117,7 @@ def fit(
     reads = method.default_reads(len(engine.loaded.parts.blocks), layers=chosen)
     unfitted = _unfitted(method, judged, reads, given, categories=categories)
     capturer = Capturer(engine.loaded)
-    if not all(isinstance(read, Texts) for read in reads):
-        train, val = _in_context(capturer, train, val, leave_out=leave_out_long)
+    train, val = _in_context(capturer, reads, train, val, leave_out=leave_out_long)
     train, val = (answered(engine, part, judged, max_tokens=own_tokens) for part in (train, val))
     capture, follow = _captures(capturer, judged)
     fitted = fitting.fit(
@@ -132,13 +131,23 @@ def fit(
         seed=seed,
     )
     heads = _heads(train, val, unfitted, capture) if categories else None
+    _save(fitted, detector, engine, (train, val), out, heads=heads)
+
+
+def _save(
+    fitted: fitting.Fitted,
+    method: str,
+    engine: Engine,
+    parts: tuple[list[Example], list[Example]],
+    out: Path,
+    *,
+    heads: CategoryHeads | None,
+) -> None:
+    """Write the artifact, and say how it does."""
+    train, val = parts
     fitting.write_artifact(
-        fitted, detector, engine=engine, train=train, val=val, out=out, heads=heads
+        fitted, method, engine=engine, train=train, val=val, out=out, heads=heads
     )
-    _announce(out, fitted)
-
-
-def _announce(out: Path, fitted: fitting.Fitted) -> None:
     auroc, recall = fitted.metrics["val_auroc"], fitted.metrics["val_recall_at_default"]
     stderr.print(
         f"{escape(str(out))}: validation AUROC {auroc:.4f}, recall {recall:.3f} at the threshold "
@@ -244,13 +253,22 @@ def _parts(
 
 
 def _in_context(
-    capturer: Capturer, train: list[Example], val: list[Example], *, leave_out: bool
+    capturer: Capturer,
+    reads: Sequence[Read],
+    train: list[Example],
+    val: list[Example],
+    *,
+    leave_out: bool,
 ) -> tuple[list[Example], list[Example]]:
     """Return the prompts that the model's context holds, and say how many it does not.
+
+    Texts that the model does not read may have any length.
 
     Raises:
         DataError: Some are too long, and are not to be left out.
     """
+    if all(isinstance(read, Texts) for read in reads):
+        return train, val
     if not leave_out:
         require_room(capturer, [*train, *val])
         return train, val
