@@ -1,4 +1,4 @@
-"""What `demur fit` does with prompts that the model's context does not hold."""
+"""What `demur fit` and `demur calibrate` do with prompts that the model's context does not hold."""
 
 import json
 from pathlib import Path
@@ -19,10 +19,8 @@ TOO_LONG = 7
 
 def rows_with_long_ones() -> list[Fields]:
     rows = labelled_prompts(800, seed=5)
-    step = len(rows) // TOO_LONG
     return [
-        {**row, "text": "x" * 600} if number % step == 0 and number // step < TOO_LONG else row
-        for number, row in enumerate(rows)
+        {**row, "text": "x" * 600} if number < TOO_LONG else row for number, row in enumerate(rows)
     ]
 
 
@@ -62,3 +60,20 @@ def test_a_detector_of_texts_alone_needs_no_context(
     assert outcome.exit_code == 0, outcome.stderr
     provenance = json.loads((out / "demur.json").read_text())["provenance"]
     assert provenance["train"]["prompts"] + provenance["val"]["prompts"] == 800
+
+
+def test_calibrate_names_long_prompts_and_leaves_them_out_where_one_asks_for_it(
+    demur: CommandLine, workplace: Workplace, tmp_path: Path
+) -> None:
+    benign = [row for row in rows_with_long_ones() if row["label"] == "safe"]
+    num_long = sum(len(str(row["text"])) == 600 for row in benign)
+    assert num_long
+    data = ("--data", write_lines(tmp_path / "benign.jsonl", benign))
+    given = (*data, "--detector", workplace.artifact_path, *workplace.model, *FPR)
+    outcome = demur("calibrate", *given)
+    assert outcome.exit_code == 2
+    assert_one_line(outcome, f"{num_long} of {len(benign)} prompts are too long")
+    outcome = demur("calibrate", *given, "--leave-out-long", "--out", tmp_path / "out")
+    assert outcome.exit_code == 0, outcome.stderr
+    thresholds = json.loads((tmp_path / "out" / "thresholds.json").read_text())
+    assert f"({len(benign) - num_long} prompts" in thresholds["calibrated_on"]

@@ -39,6 +39,10 @@ Responder = Annotated[
     str,
     typer.Option("--responder", "-r", help="What answers flagged prompts; see demur list."),
 ]
+LeaveOutLong = Annotated[
+    bool,
+    typer.Option("--leave-out-long", help="Leave out prompts that are too long for the model."),
+]
 MaxTokens = Annotated[int, typer.Option("--max-tokens", help="Most tokens of a reply.")]
 Temperature = Annotated[float, typer.Option("--temperature", help="0 is greedy decoding.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seeds the sampling.")]

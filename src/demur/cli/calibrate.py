@@ -8,6 +8,7 @@ import typer
 from rich.markup import escape
 
 from demur.cli import _options as options
+from demur.cli._context import in_context
 from demur.cli._session import capture_progress, load_engine, stderr
 from demur.core.artifacts import Calibration, Guarantee, save
 from demur.core.errors import ConfigError
@@ -24,6 +25,7 @@ from demur.workflows.calibrate import (
     recalibrated,
     require_benign,
 )
+from demur.workflows.capture import Capturer
 
 app = typer.Typer(add_completion=False)
 
@@ -69,6 +71,7 @@ def calibrate(
     unlabelled: Unlabelled = False,
     contamination: Contamination = None,
     by_length: ByLength = False,
+    leave_out_long: options.LeaveOutLong = False,
     model: options.Model = "embedded",
     dtype: options.Dtype = "auto",
 ) -> None:
@@ -86,6 +89,8 @@ def calibrate(
     examples = _examples(data, promise, fpr, by_length=by_length)
     engine = load_engine(model, dtype)
     artifact, fitted = open_artifact(detector, engine)
+    capturer = Capturer(engine.loaded)
+    (examples,) = in_context(capturer, fitted.reads, examples, leave_out=leave_out_long)
     with capture_progress() as report:
         scores = read_scores(engine, fitted, examples, report=report)
     new = recalibrated(

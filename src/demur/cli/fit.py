@@ -10,6 +10,7 @@ import typer
 from rich.markup import escape
 
 from demur.cli import _options as options
+from demur.cli._context import in_context
 from demur.cli._parameters import parameters as parse_parameters
 from demur.cli._replies import answered, as_watches, require_streaming, with_labelled_replies
 from demur.cli._session import capture_progress, load_engine, numbers, stderr
@@ -18,13 +19,12 @@ from demur.core.examples import Example
 from demur.core.folders import require_replaceable
 from demur.core.heads import CategoryHeads
 from demur.core.protocols import Detector, Engine, Stream, Watches, whole
-from demur.core.reads import Read, Texts, by_token, of_reply
+from demur.core.reads import Read, by_token, of_reply
 from demur.core.registry import load as load_method
 from demur.datasets import jsonl, splits
 from demur.workflows import categories as category_heads
 from demur.workflows import fit as fitting
 from demur.workflows.capture import MAX_REPLY_TOKENS, Capturer
-from demur.workflows.context import require_room, with_room
 from demur.workflows.replies import to_be_answered
 
 app = typer.Typer(add_completion=False)
@@ -62,10 +62,6 @@ OwnReplies = Annotated[
 OwnTokens = Annotated[
     int, typer.Option("--own-tokens", min=1, help="Most tokens of each of the model's own replies.")
 ]
-LeaveOutLong = Annotated[
-    bool,
-    typer.Option("--leave-out-long", help="Leave out prompts that the context does not hold."),
-]
 DefaultFpr = Annotated[
     float, typer.Option("--fpr", help="The default false-positive rate to calibrate.")
 ]
@@ -86,7 +82,7 @@ def fit(
     watches: WatchesOption = "prompt",
     own_replies: OwnReplies = None,
     own_tokens: OwnTokens = 128,
-    leave_out_long: LeaveOutLong = False,
+    leave_out_long: options.LeaveOutLong = False,
     model: options.Model = "embedded",
     dtype: options.Dtype = "auto",
     fpr: DefaultFpr = 0.01,
@@ -117,7 +113,7 @@ def fit(
     reads = method.default_reads(len(engine.loaded.parts.blocks), layers=chosen)
     unfitted = _unfitted(method, judged, reads, given, categories=categories)
     capturer = Capturer(engine.loaded)
-    train, val = _in_context(capturer, reads, train, val, leave_out=leave_out_long)
+    train, val = in_context(capturer, reads, train, val, leave_out=leave_out_long)
     train, val = (answered(engine, part, judged, max_tokens=own_tokens) for part in (train, val))
     capture, follow = _captures(capturer, judged)
     fitted = fitting.fit(
@@ -250,33 +246,6 @@ def _parts(
         parts.unparted.extend(to_be_answered(jsonl.load(own_replies)))
     held_in, held_out = fitting.hold_out(parts.unparted, seed=seed)
     return parts.train + held_in, parts.val + held_out
-
-
-def _in_context(
-    capturer: Capturer,
-    reads: Sequence[Read],
-    train: list[Example],
-    val: list[Example],
-    *,
-    leave_out: bool,
-) -> tuple[list[Example], list[Example]]:
-    """Return the prompts that the model's context holds, and say how many it does not.
-
-    Texts that the model does not read may have any length.
-
-    Raises:
-        DataError: Some are too long, and are not to be left out.
-    """
-    if all(isinstance(read, Texts) for read in reads):
-        return train, val
-    if not leave_out:
-        require_room(capturer, [*train, *val])
-        return train, val
-    held_train, held_val = (with_room(capturer, part) for part in (train, val))
-    number = len(train) + len(val)
-    if left_out := number - len(held_train) - len(held_val):
-        stderr.print(f"{left_out} of {number} prompts are too long for the model: left out")
-    return held_train, held_val
 
 
 def _calibrated_on(
