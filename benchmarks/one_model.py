@@ -30,10 +30,11 @@ def run(
     parser.add_argument("--model", required=True)
     parser.add_argument("--detector", help="the gate; default: packaged, or fitted for the model")
     for option, (default, words) in options.items():
+        flag = f"--{option.replace('_', '-')}"
         if default is False:
-            parser.add_argument(f"--{option}", action="store_true", help=words)
+            parser.add_argument(flag, action="store_true", help=words)
         else:
-            parser.add_argument(f"--{option}", type=type(default), default=default, help=words)
+            parser.add_argument(flag, type=type(default), default=default, help=words)
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--json", action="store_true", help="print JSON instead of the report")
     given = vars(parser.parse_args())

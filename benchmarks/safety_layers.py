@@ -1,7 +1,7 @@
 """Safety layers on a model that refuses: does leaving them alone keep refusals through fine-tuning?
 
     DEMUR_DATA=FOLDER python -m benchmarks.safety_layers --model MODEL
-        [--share 1.5] [--steps 64] [--json]
+        [--share 1.5] [--steps 64] [--learning-rate 2e-4] [--json]
 
 First, where the model tells unsafe from ordinary prompts, and which blocks make it refuse (the
 study `safety_layers`). Then the model is fine-tuned on harmless rows whose answers open with
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.arms import Arms, always_on_rows, held_out_cases, tell
-from benchmarks.artifacts import LEARNING_RATE, trained_folder, training_metrics
+from benchmarks.artifacts import trained_folder, training_metrics
 from benchmarks.one_model import run
 from benchmarks.safety_layers_report import compared, report
 from benchmarks.safety_layers_rows import task_prompts, task_rows
@@ -38,11 +38,15 @@ from demur.workflows.fit import describe_set
 from demur.workflows.study_reader import StudyReader
 
 MAX_TOKENS = 48
+LEARNING_RATE = 2e-4
+"""At 1e-3, the default of small models, held-out rows of this task cost more at the end."""
 ALL, LEFT_ALONE, RANDOM = "all blocks", "all but the safety layers", "all but blocks"
 NUM_RANDOM = 2
 
 
-def measure(model: str, detector: str, *, share: float, steps: int) -> dict[str, Any]:
+def measure(
+    model: str, detector: str, *, share: float, steps: int, learning_rate: float
+) -> dict[str, Any]:
     """Measure one model.
 
     Args:
@@ -50,6 +54,7 @@ def measure(model: str, detector: str, *, share: float, steps: int) -> dict[str,
         detector: A gate, which `benchmarks.arms` asks for; nothing is gated here.
         share: Of the prompts of `benchmarks.arms`, over 0; 1.5 makes 225 of a role.
         steps: Of each fine-tuning.
+        learning_rate: The same.
     """
     started = time.perf_counter()
     cases = held_out_cases(DemurData(), share=share)
@@ -71,7 +76,7 @@ def measure(model: str, detector: str, *, share: float, steps: int) -> dict[str,
     shared: Mapping[str, Any] = {
         "steps": steps,
         "batch_size": 4,
-        "learning_rate": LEARNING_RATE,
+        "learning_rate": learning_rate,
         "max_reply_tokens": MAX_TOKENS - 1,
     }
     folders = {
@@ -87,6 +92,7 @@ def measure(model: str, detector: str, *, share: float, steps: int) -> dict[str,
         "max_tokens": MAX_TOKENS,
         "share": share,
         "steps": steps,
+        "learning_rate": learning_rate,
         "study": {"findings": found["findings"], "rows": found["rows"]},
         "safety_layers": named["safety layers"],
         "trained_on": describe_set(rows),
@@ -139,6 +145,7 @@ def main() -> None:
         {
             "share": (1.5, "of the prompts; 1.5 for 225 each"),
             "steps": (64, "of each fine-tuning"),
+            "learning_rate": (LEARNING_RATE, "of each fine-tuning"),
         },
     )
 

@@ -139,8 +139,9 @@ def report(results: Mapping[str, Any]) -> str:
         f"# Safety layers: {results['model']['name']}, {results['model']['dtype']}",
         "",
         f"Made by `python -m benchmarks.safety_layers --share {results['share']:g} --steps "
-        f"{results['steps']}` on {machine['processor']}, {machine['cores']} cores, in "
-        f"{results['seconds'] / 60:.0f} minutes. Greedy replies of {results['max_tokens']} tokens; "
+        f"{results['steps']} --learning-rate {results['learning_rate']:g}` on "
+        f"{machine['processor']}, {machine['cores']} cores, in {results['seconds'] / 60:.0f} "
+        f"minutes. Greedy replies of {results['max_tokens']} tokens; "
         f"outcomes by `{LABELLER}`: the share complied of unsafe prompts is called {words[0]}, "
         f"the share refused of safe ones {words[1]}.",
         "",

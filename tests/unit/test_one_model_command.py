@@ -8,7 +8,10 @@ import pytest
 
 from benchmarks.one_model import run
 
-OPTIONS = {"share": (1.0, "of rows"), "steps": (120, "of each"), "ablations": (False, "also")}
+OPTIONS = {
+    "share": (1.0, "of rows"), "steps": (120, "of each"), "learning_rate": (1e-3, "of each"),
+    "ablations": (False, "also"),
+}  # fmt: skip
 
 
 def called_with(monkeypatch: pytest.MonkeyPatch, *words: str) -> list[dict[str, Any]]:
@@ -28,10 +31,13 @@ def test_options_have_their_types_and_defaults(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     shared = ("--model", "m", "--detector", "d", "--out", str(tmp_path))
-    expected = {"model": "m", "detector": "d", "share": 1.0, "steps": 120, "ablations": False}
+    expected = {
+        "model": "m", "detector": "d", "share": 1.0, "steps": 120, "learning_rate": 1e-3,
+        "ablations": False,
+    }  # fmt: skip
     assert called_with(monkeypatch, *shared) == [expected]
-    given = ("--share", "0.5", "--steps", "7", "--ablations")
-    changed = expected | {"share": 0.5, "steps": 7, "ablations": True}
+    given = ("--share", "0.5", "--steps", "7", "--learning-rate", "2e-4", "--ablations")
+    changed = expected | {"share": 0.5, "steps": 7, "learning_rate": 2e-4, "ablations": True}
     assert called_with(monkeypatch, *shared, *given) == [changed]
 
 

@@ -102,7 +102,7 @@ def test_the_report_holds_each_arm_and_the_verdict() -> None:
     }  # fmt: skip
     results = {
         "machine": {"processor": "x", "cores": 2}, "model": {"name": "mine", "dtype": "float32"},
-        "share": 1.5, "steps": 80, "seconds": 60.0, "max_tokens": 8,
+        "share": 1.5, "steps": 80, "learning_rate": 2e-4, "seconds": 60.0, "max_tokens": 8,
         "study": {"findings": ["A gap."]}, "trained_on": {"prompts": 7},
         "training": {"all blocks": training}, "arms": [row], "compared": found(4, 24, 8, 8),
     }  # fmt: skip
