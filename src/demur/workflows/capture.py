@@ -114,13 +114,14 @@ class Capturer:
         """The model's context, of which one token is left for a reply."""
         return self._max_tokens
 
-    def lengths(self, chats: Sequence[Chat]) -> list[int]:
-        """Return how many tokens each chat has as the model reads it.
+    def too_long(self, chats: Sequence[Chat]) -> dict[int, int]:
+        """Return how many tokens each chat has that the context does not hold, by its number.
 
         Raises:
             DataError: A chat cannot be rendered.
         """
-        return [len(self._renderer.render(self._shown(chat))) for chat in chats]
+        prompts = [self._renderer.render(self._shown(chat)) for chat in chats]
+        return {row: len(of) for row, of in enumerate(prompts) if not self._holds(of)}
 
     def capture(
         self,
@@ -269,9 +270,13 @@ class Capturer:
         """Return what the model reads in place of a chat."""
         return self._wrapper.wrapped(chat) if self._wrapper else chat
 
+    def _holds(self, prompt: Prompt) -> bool:
+        """Tell whether a prompt leaves room for a token of a reply."""
+        return len(prompt) < self._max_tokens
+
     def _render(self, number: int, chat: Chat) -> Prompt:
         prompt = self._renderer.render(self._shown(chat))
-        if len(prompt) >= self._max_tokens:
+        if not self._holds(prompt):
             raise DataError(
                 f"prompt {number} has {len(prompt)} tokens: the model takes fewer than "
                 f"{self._max_tokens}; leave it out or shorten it"
